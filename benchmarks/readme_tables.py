@@ -1,0 +1,323 @@
+"""Write the benchmark tables of README.md from the JSON files of results.
+
+Run ``python -m benchmarks.readme_tables``, with ``--check`` to see only whether README.md is up to
+date. A table stands between ``<!-- speed table: begin -->`` and ``<!-- speed table: end -->``.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path("benchmarks/results")
+README = Path("README.md")
+
+# A result as read from JSON.
+Report = dict[str, Any]
+
+
+class TableError(Exception):
+    """A file or a marker is missing, or a result has an unknown format."""
+
+
+class Table(NamedTuple):
+    """A table of the README: its marker, its JSON file, and what writes it from that."""
+
+    marker: str
+    file: str
+    write: Callable[[Report], str]
+
+
+def speed_table(report: Report) -> str:
+    """Write the table of times as ratios.
+
+    Parameters
+    ----------
+    report : dict
+        What `benchmarks.speed` wrote.
+
+    Returns
+    -------
+    str
+        Markdown: for every case each rival's time over ours, our time in products ``X.T @ X`` and
+        in milliseconds; then predictions, memory, and where it was measured.
+    """
+    if report.get("format") != 1:
+        raise TableError(f"the speed results have format {report.get('format')}: 1 is known")
+    parts = [
+        ("fit", "Dense, float64"),
+        ("float32", "Dense, float32"),
+        ("weighted", "Weighted, float64"),
+        ("sparse", "Sparse (CSR), float64"),
+    ]
+    fits = [case for case in report["cases"] if case["part"] in dict(parts)]
+    rivals = list(
+        dict.fromkeys(
+            timing["name"]
+            for case in fits
+            for timing in case["timings"]
+            if timing["role"] in ("estimator", "routine")
+        )
+    )
+    lines = [
+        "Each rival's time over ours (above 1 we are faster), and our own time. A dash: not run, "
+        "for the reason in the JSON file.",
+        "",
+        *_table_head(["rows x features", *rivals, "ours, in `X.T @ X`", "ours, ms"]),
+    ]
+    for part, title in parts:
+        cases = [case for case in fits if case["part"] == part]
+        if cases:
+            lines.append(_row([f"**{title}**"] + [""] * (len(rivals) + 2)))
+        for case in cases:
+            found = {timing["name"]: timing for timing in case["timings"]}
+            lines.append(
+                _row(
+                    [
+                        _shape_text(case),
+                        *(_times(found.get(name)) for name in rivals),
+                        _inverse(found.get("X.T @ X")),
+                        _milliseconds(next(t for t in case["timings"] if t["role"] == "ours")),
+                    ]
+                )
+            )
+    lines += [
+        "",
+        *_predict_lines(report),
+        *_memory_lines(report),
+        _measured_on(report["environment"]),
+    ]
+    return "\n".join(lines)
+
+
+def agreement_table(report: Report) -> str:
+    """Write the table of correct digits.
+
+    Parameters
+    ----------
+    report : dict
+        What `benchmarks.agreement` wrote.
+
+    Returns
+    -------
+    str
+        Markdown: for every method the share of problems with the digits due, the least and the
+        median number of digits over all problems it can state, and the digits on each NIST set.
+    """
+    methods = list(report["methods"])
+    lines = [
+        "Correct digits, the least over coefficients and intercepts. A dash: the method cannot "
+        "state the problem.",
+        "",
+        *_table_head(["", *methods]),
+    ]
+    overall = {name: report["summary"][name]["all"] for name in methods}
+    for label, key, form in (
+        ("problems", "n_problems", "{:d}"),
+        ("share with the digits due", "share_reaching_digits_due", "{:.1%}"),
+        ("least digits", "min", "{:.1f}"),
+        ("median digits", "median", "{:.1f}"),
+    ):
+        values = [overall[name] for name in methods]
+        lines.append(_row([label, *("-" if v is None else form.format(v[key]) for v in values)]))
+    for problem in report["problems"]:
+        family, _, name = problem["name"].partition("-")
+        if family == "nist":
+            digits = [problem["digits"].get(method) for method in methods]
+            lines.append(_row([f"NIST {name}", *(_digits(found) for found in digits)]))
+    due = report["settings"]["digits_due"]
+    lines += ["", f"Digits due: {due}. From `{RESULTS / 'agreement.json'}`."]
+    return "\n".join(lines)
+
+
+TABLES = (
+    Table("speed table", "speed.json", speed_table),
+    Table("agreement table", "agreement.json", agreement_table),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite the tables in the README, or check them.
+
+    Parameters
+    ----------
+    arguments : sequence of str, default=None
+        Command line arguments; None takes those of the process.
+
+    Returns
+    -------
+    int
+        The exit status: 0; 1 if ``--check`` finds an old table; 2 if something is missing.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
+    parser.add_argument("--readme", type=Path, default=README, help=f"the file ({README})")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=f"the folder ({RESULTS})")
+    options = parser.parse_args(arguments)
+    try:
+        old = _read(options.readme)
+        new = old
+        for table in TABLES:
+            written = table.write(json.loads(_read(options.results / table.file)))
+            new = replace_between_markers(new, table.marker, written)
+    except TableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if new == old:
+        print(f"{options.readme} is up to date")
+        return 0
+    if options.check:
+        print(f"{options.readme} is out of date: run python -m benchmarks.readme_tables")
+        return 1
+    options.readme.write_text(new, encoding="utf-8")
+    print(f"{options.readme} is rewritten")
+    return 0
+
+
+def replace_between_markers(text: str, marker: str, table: str) -> str:
+    """Put a table between its two markers.
+
+    Parameters
+    ----------
+    text : str
+        The document.
+    marker : str
+        The table's name in the markers.
+    table : str
+        The new content.
+
+    Returns
+    -------
+    str
+        The document with whatever stood there replaced.
+
+    Raises
+    ------
+    TableError
+        If a marker is missing, not unique, or out of order.
+
+    Examples
+    --------
+    >>> replace_between_markers("<!-- a: begin --> old <!-- a: end -->", "a", "new")
+    '<!-- a: begin -->\\nnew\\n<!-- a: end -->'
+    """
+    begin, end = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
+    for needed in (begin, end):
+        if text.count(needed) != 1:
+            raise TableError(f"the README has {text.count(needed)} times {needed!r}: 1 is needed")
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise TableError(f"the README has {end!r} before {begin!r}")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def _read(path: Path) -> str:
+    """The text of a file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TableError(f"{path} is missing") from None
+
+
+def _table_head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a table; numbers to the right."""
+    return [_row(titles), _row(["---"] + ["---:"] * (len(titles) - 1))]
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def _shape_text(case: Report) -> str:
+    """Rows and columns for the eye."""
+    return f"{case['n_samples']:,} x {case['n_features']:,}"
+
+
+def _number(value: float) -> str:
+    """Two figures, or all before the point."""
+    if value >= 9.95:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 0.995 else f"{value:.2g}"
+
+
+def _times(timing: Report | None) -> str:
+    """A rival's ratio, or what became of it."""
+    if timing is None or timing["status"] == "skipped":
+        return "-"
+    return timing["status"] if timing["ratio"] is None else _number(timing["ratio"]["median"])
+
+
+def _inverse(timing: Report | None) -> str:
+    """Our time in units of another's."""
+    if timing is None or timing["ratio"] is None:
+        return "-"
+    return _number(1.0 / timing["ratio"]["median"])
+
+
+def _milliseconds(timing: Report) -> str:
+    """The median, or what became of it."""
+    return _number(1e3 * timing["median_s"]) if timing["status"] == "timed" else timing["status"]
+
+
+def _predict_lines(report: Report) -> list[str]:
+    """One sentence on predictions."""
+    ratios = [
+        f"{_times(timing)} at {_shape_text(case)}"
+        for case in report["cases"]
+        for timing in case["timings"]
+        if case["part"] == "predict" and timing["name"] == "LinearRegression"
+    ]
+    if not ratios:
+        return []
+    return [f"`predict`, `LinearRegression`'s time over ours: {', '.join(ratios)}.", ""]
+
+
+def _memory_lines(report: Report) -> list[str]:
+    """One sentence on memory for each shape."""
+    lines = []
+    for memory in report["memory"]:
+        fractions = [
+            f"{record['name']} {_number(record['fraction'])}"
+            for record in memory["records"]
+            if record["status"] == "measured"
+        ]
+        rows, _, columns = memory["shape"].partition("x")
+        shape = f"{int(rows):,} x {int(columns):,}"
+        lines += [
+            f"Extra peak memory of a fit at {shape} as a fraction of X: {', '.join(fractions)}.",
+            "",
+        ]
+    return lines
+
+
+def _measured_on(environment: Report) -> str:
+    """One sentence on where the figures come from."""
+    packages = environment["packages"]
+    versions = ", ".join(
+        f"{name} {packages[name]}"
+        for name in ("torch", "numpy", "scikit-learn", "scikit-learn-intelex", "statsmodels")
+        if packages.get(name)
+    )
+    processor = environment["processor"]
+    cuda = environment["cuda"]
+    device = "" if cuda is None else f", {cuda['device']}"
+    return (
+        f"Measured on {processor['model']}, {processor['cores']} cores, "
+        f"{environment['threads']['torch']} threads{device}; {versions}; interleaved, medians. "
+        f"From `{RESULTS / 'speed.json'}`."
+    )
+
+
+def _digits(found: Report | None) -> str:
+    """The digits of one method on one problem."""
+    if found is None:
+        return "-"
+    return f"{min(found['coef'], found['intercept']):.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The first promise: at least 12 correct digits, on every problem whose exact solution is known."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from benchmarks.problems import all_problems
+from torchlinreg import TorchLinearRegressor
+
+PROBLEMS = {problem.name: problem for problem in all_problems()}
+
+
+@pytest.fixture(scope="module", params=PROBLEMS)
+def fitted(request):
+    """A problem, a regressor with default settings fitted to it, and the warnings that came."""
+    problem = PROBLEMS[request.param]
+    regressor = TorchLinearRegressor(alpha=problem.alpha, fit_intercept=problem.fit_intercept)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        regressor.fit(problem.X, problem.y, sample_weight=problem.sample_weight)
+    return problem, regressor, [str(warning.message) for warning in caught]
+
+
+def test_no_warning(fitted):
+    _, _, messages = fitted
+    assert messages == []
+
+
+def test_coefficients(fitted):
+    """12 digits; 7.2 for float32, whose one rounding at the end costs all beyond 7.22."""
+    problem, regressor, _ = fitted
+    digits = problem.digits(regressor.coef_, regressor.intercept_)
+    assert digits.coef >= problem.digits_due
+
+
+def test_intercept(fitted):
+    problem, regressor, _ = fitted
+    digits = problem.digits(regressor.coef_, regressor.intercept_)
+    assert digits.intercept >= problem.digits_due
+    if not problem.fit_intercept:
+        assert np.all(np.asarray(regressor.intercept_) == 0.0)
+
+
+def test_rank(fitted):
+    problem, regressor, _ = fitted
+    if problem.alpha > 0:
+        pytest.skip("the rank of a penalised fit is not that of the columns")
+    assert regressor.rank_ == problem.rank
+
+
+def test_shapes_and_dtype(fitted):
+    problem, regressor, _ = fitted
+    assert regressor.coef_.shape == problem.y.shape[1:] + problem.X.shape[1:]
+    assert np.shape(regressor.intercept_) == problem.y.shape[1:]
+    assert regressor.coef_.dtype == problem.X.dtype

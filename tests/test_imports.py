@@ -1,0 +1,109 @@
+"""What is imported when: nothing heavy by ``import torchlinreg``, nothing upward inside it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "torchlinreg"
+
+# Each module imports only from those before it. A new file takes its place here.
+ORDER = [
+    "torchlinreg._compensated",
+    "torchlinreg._blocks",
+    "torchlinreg._moments",
+    "torchlinreg._residuals",
+    "torchlinreg._solution",
+    "torchlinreg._problem",
+    "torchlinreg.solvers._normal",
+    "torchlinreg.solvers._exact",
+    "torchlinreg.solvers._dual",
+    "torchlinreg.solvers",
+    "torchlinreg._estimator",
+    "torchlinreg",
+    "torchlinreg.datasets._loaders",
+    "torchlinreg.datasets",
+    "torchlinreg.__main__",
+]
+
+HEAVY = ["dask", "matplotlib", "pandas", "polars", "pyarrow", "statsmodels"]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_modules(name: str) -> Iterator[str]:
+    """Yield the modules of the package that one of them imports, inside functions too."""
+    path = MODULES[name]
+    parent = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), parent)
+            for alias in node.names:
+                submodule = f"{source}.{alias.name}"
+                if submodule in MODULES:
+                    yield submodule
+                elif source in MODULES:
+                    yield source
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert set(MODULES) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_down_the_order(name):
+    upward = [other for other in imported_modules(name) if ORDER.index(other) >= ORDER.index(name)]
+    assert not upward, f"{name} imports {upward}, which come after it in ORDER"
+
+
+def test_no_module_is_a_drawer_for_everything():
+    drawers = {"utils", "_utils", "misc", "_misc", "common", "_common", "helpers", "_helpers"}
+    assert not [name for name in MODULES if name.rpartition(".")[2] in drawers]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_heavy_packages_are_imported_inside_functions(name):
+    def at_import(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                yield child.module or ""
+            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                pass
+            elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                yield from at_import(child)
+
+    tree = ast.parse(MODULES[name].read_text())
+    assert not {module.partition(".")[0] for module in at_import(tree)} & set(HEAVY)
+
+
+def test_import_of_the_package_loads_and_needs_nothing_heavy():
+    # Recent scikit-learn itself imports pandas where it finds it. So first: with scikit-learn
+    # loaded, the package loads nothing heavy on top; then: it loads without any of it installed.
+    report = "print(*sorted(name for name in HEAVY if sys.modules.get(name)))"
+    on_top = "import sklearn.linear_model, torch; HEAVY = set(HEAVY) - set(sys.modules)"
+    absent = "sys.modules.update(dict.fromkeys(HEAVY))"
+    for before in (on_top, absent):
+        program = f"import sys; HEAVY = {HEAVY}; {before}; import torchlinreg; {report}"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=PACKAGE.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == []

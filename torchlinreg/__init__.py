@@ -1,0 +1,8 @@
+"""Linear regression with PyTorch, at home in scikit-learn, right on raw data."""
+
+from torchlinreg._estimator import TorchLinearRegressor
+from torchlinreg._solution import Status
+
+__all__ = ["Status", "TorchLinearRegressor", "__version__"]
+
+__version__ = "0.1.0"

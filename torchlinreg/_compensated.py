@@ -1,0 +1,172 @@
+"""Error-free transformations: arithmetic whose rounding errors are kept instead of lost.
+
+A *double-double* is a pair ``(high, low)`` of float64 arrays that stands for ``high + low`` with about
+106 bits. Everything here is written with operators, so that torch tensors and NumPy arrays both work.
+
+References: Dekker (1971), Numerische Mathematik 18, 224-242 (two_product); Knuth, TAOCP 2, 4.2.2
+(two_sum); Ozaki, Ogita, Oishi, Rump (2012), Numerical Algorithms 59, 95-118 (slices).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+
+SLICE_BITS = 22
+# Two slices of 22 bits (sign included: integers up to 2**21) multiply to at most 2**42, so a float64 matrix
+# product over at most 2**11 terms is exact; one factor of two is kept for adding two such products.
+EXACT_INNER_LENGTH = 1024
+_SPLITTER = 2.0**27 + 1.0
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return ``s, e`` with ``s = fl(a + b)`` and ``s + e == a + b`` exactly."""
+    total = a + b
+    virtual = total - a
+    return total, (a - (total - virtual)) + (b - virtual)
+
+
+def two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """Return ``p, e`` with ``p = fl(a * b)`` and ``p + e == a * b`` exactly (barring under- and overflow)."""
+    product = a * b
+    a_high, a_low = _split(a)
+    b_high, b_low = _split(b)
+    error = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
+    return product, error
+
+
+def _split(a: Array) -> tuple[Array, Array]:
+    scaled = a * _SPLITTER
+    high = scaled - (scaled - a)
+    return high, a - high
+
+
+def add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Sum of two double-doubles, accurate also under cancellation."""
+    high, low = two_sum(a[0], b[0])
+    low_high, low_low = two_sum(a[1], b[1])
+    high, low = two_sum(high, low + low_high)
+    return two_sum(high, low + low_low)
+
+
+def multiply(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Product of two double-doubles."""
+    high, low = two_product(a[0], b[0])
+    return two_sum(high, low + (a[0] * b[1] + a[1] * b[0]))
+
+
+def negative(a: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The double-double ``-a``."""
+    return -a[0], -a[1]
+
+
+def divide(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Quotient of two double-doubles."""
+    quotient = a[0] / b[0]
+    zero = quotient * 0
+    remainder = add(a, negative(multiply((quotient, zero), b)))
+    correction = remainder[0] / b[0]
+    remainder = add(remainder, negative(multiply((correction, zero), b)))
+    high, low = two_sum(quotient, correction)
+    return two_sum(high, low + remainder[0] / b[0])
+
+
+def sum_over_first_axis(terms: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Sum of double-doubles over the first axis, by halves."""
+    high, low = terms
+    while len(high) > 1:
+        half = len(high) // 2
+        odd_high, odd_low = high[2 * half :], low[2 * half :]
+        high, low = add((high[:half], low[:half]), (high[half : 2 * half], low[half : 2 * half]))
+        if len(odd_high):
+            head = add((high[:1], low[:1]), (odd_high, odd_low))
+            high[:1], low[:1] = head
+    return high[0], low[0]
+
+
+def matmul(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """``a @ b`` for double-double matrices; meant for few columns of `b`."""
+    n_rows, n_columns = len(a[0]), b[0].shape[1]
+    high, low = np.zeros((n_rows, n_columns)), np.zeros((n_rows, n_columns))
+    if len(b[0]) == 0:
+        return high, low
+    transposed = a[0].T, a[1].T
+    for column in range(n_columns):
+        factor = b[0][:, column, None], b[1][:, column, None]
+        high[:, column], low[:, column] = sum_over_first_axis(multiply(transposed, factor))
+    return high, low
+
+
+def pivoted_cholesky(
+    matrix: tuple[np.ndarray, np.ndarray], tolerance: float
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Cholesky factor, in double-double arithmetic, of a positive semidefinite matrix with unit diagonal.
+
+    Returns the upper factor rounded to float64, shape (rank, size) with columns in pivot order, the
+    pivot order, and the rank: the number of pivots (the largest left each time) above `tolerance`.
+    """
+    high, low = matrix[0].copy(), matrix[1].copy()
+    size = len(high)
+    order = np.arange(size)
+    factor = np.zeros((size, size))
+    for k in range(size):
+        pivot = k + int(np.argmax(np.diagonal(high)[k:]))
+        if high[pivot, pivot] <= tolerance:
+            return factor[:k], order, k
+        for array in (high, low):
+            array[[k, pivot]] = array[[pivot, k]]
+            array[:, [k, pivot]] = array[:, [pivot, k]]
+        order[[k, pivot]] = order[[pivot, k]]
+        factor[:, [k, pivot]] = factor[:, [pivot, k]]
+        row = high[k, k:], low[k, k:]
+        multiplier = divide(row, (row[0][:1], row[1][:1]))
+        factor[k, k:] = row[0] / np.sqrt(row[0][0])
+        rest = slice(k + 1, size)
+        update = multiply(
+            (multiplier[0][1:, None], multiplier[1][1:, None]), (row[0][None, 1:], row[1][None, 1:])
+        )
+        high[rest, rest], low[rest, rest] = add((high[rest, rest], low[rest, rest]), negative(update))
+    return factor, order, size
+
+
+def slices(x: Array, n_slices: int) -> list[Array]:
+    """Cut ``x`` with ``|x| <= 1`` into ``n_slices`` arrays that sum to it exactly.
+
+    Slice ``k`` (from 0) holds multiples of ``2**(1 - 22 (k + 1))`` that need 22 bits with their sign; the
+    last one holds all that is left.
+    """
+    parts = []
+    for k in range(n_slices - 1):
+        # Adding sigma rounds to the wanted multiple, because that multiple is sigma's unit in the last place.
+        sigma = 1.5 * 2.0 ** (53 - SLICE_BITS * (k + 1))
+        part = (x + sigma) - sigma
+        parts.append(part)
+        x = x - part
+    parts.append(x)
+    return parts
+
+
+def slice_scale(magnitude: Array) -> Array:
+    """Powers of two at or above ``magnitude`` (1 where it is 0), the scale under which `slices` may cut."""
+    if isinstance(magnitude, np.ndarray):
+        exponent = np.minimum(np.frexp(magnitude)[1], 1023)
+        return np.where(magnitude > 0, np.ldexp(1.0, exponent), 1.0)
+    exponent = torch.frexp(magnitude).exponent.clamp(max=1023)
+    one = torch.ones_like(magnitude)
+    return torch.where(magnitude > 0, torch.ldexp(one, exponent), one)
+
+
+def sum_levels(levels: Sequence[Array]) -> tuple[Array, Array]:
+    """Double-double sum of arrays given from the largest to the smallest magnitude."""
+    high, low = levels[0], levels[0] * 0
+    for level in levels[1:]:
+        high, error = two_sum(high, level)
+        low = low + error
+    return two_sum(high, low)

@@ -1,0 +1,366 @@
+"""`TorchLinearRegressor`: parameters, validation and attributes; the only file with scikit-learn classes."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from numbers import Integral, Real
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from torchlinreg._blocks import RowBlocks, as_row_blocks
+from torchlinreg._moments import ExactMoments, ExactMomentsOf, Frame, Moments, choose_frame
+from torchlinreg._problem import Problem
+from torchlinreg._solution import Solution, Status
+from torchlinreg.solvers import choose_solver, solve_accumulated
+
+
+class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Linear least squares with an optional ridge penalty, exact on raw data.
+
+    Minimises, over `coef` and `intercept`, with ``r_i = y_i - x_i . coef - intercept``::
+
+        sum_i w_i r_i^2 / 2 / sum_i w_i  +  alpha / 2 * ||coef||^2
+
+    The intercept is not penalised. Weights act as repetition of rows.
+
+    Parameters
+    ----------
+    alpha : float, default=0.0
+        Strength of the ridge penalty, 0 or more. ``sklearn.linear_model.Ridge(alpha=a)``, which does not
+        divide by the weight sum, is ``alpha = a / sum(sample_weight)`` here (``a / n_samples`` without
+        weights).
+    fit_intercept : bool, default=True
+        Whether to fit an intercept. Without one, the model goes through the origin.
+    solver : {"auto", "cholesky", "exact", "dual"}, default="auto"
+        ``"cholesky"``: normal equations from one pass over the rows, refined with residuals of the rows
+        as far as `tol` asks for; needs independent columns. ``"exact"``: normal equations accumulated to
+        about 100 bits, for any condition and rank. ``"dual"``: an ``n_samples x n_samples`` system, for
+        fewer rows than features. ``"auto"`` takes ``"dual"`` for wide data, else ``"cholesky"`` unless the
+        condition it measures calls for ``"exact"``; `solver_` says which.
+    tol : float, default=1e-12
+        The relative accuracy asked for in every coefficient and intercept, as far as the solver can
+        estimate it. A larger one saves passes over the rows; a fit that cannot reach it warns.
+    max_iter : int or None, default=None
+        The most refinement passes over the rows, 0 for none. None leaves it to the solver.
+    device : str, default="auto"
+        Where to compute: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` is where X is.
+    verbose : int, default=0
+        1 or more prints a line about each fit.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (n_features,) or (n_targets, n_features)
+        Coefficients in the units of X and y; 1-D if y was. float32 if X was float32, else float64. Where
+        columns of X depend on each other, the coefficients of least norm.
+    intercept_ : float or ndarray of shape (n_targets,)
+        Intercept; 0.0 if ``fit_intercept=False``.
+    n_features_in_ : int
+        Number of features seen in `fit`.
+    feature_names_in_ : ndarray of shape (n_features,)
+        Names of the features, if X had names that are all strings.
+    rank_ : int
+        Rank of X, centred if ``fit_intercept=True``.
+    condition_number_ : float
+        Condition number (2-norm) of X, centred and with columns of unit norm, as the solver saw it: the
+        independent columns and the ridge penalty; of the rows for ``solver_ == "dual"``.
+    solver_ : str
+        The solver that was used.
+    status_ : Status
+        How the fit ended; ``status_.message`` says what that means.
+    n_iter_ : int
+        Passes over the rows.
+
+    Raises
+    ------
+    ValueError
+        In `fit`: a parameter out of its range; NaN, infinity, complex numbers or text in X or y; wrong
+        shapes or lengths; negative or all-zero weights; a device that is not there.
+
+    See Also
+    --------
+    sklearn.linear_model.LinearRegression : Least squares by singular values.
+    sklearn.linear_model.Ridge : Least squares with a ridge penalty.
+
+    Notes
+    -----
+    A fit of well-conditioned data is one pass over the rows that costs about one product ``X.T @ X``, and a
+    few blocks of memory; X is never copied whole, except for wide data whose rows depend on each other.
+    Accumulation is float64 for every dtype of X. Whenever the estimated error exceeds `tol`, the solution
+    is refined with residuals computed to about 100 bits [1]_ [2]_, from an error-free splitting of the
+    rows [3]_.
+
+    References
+    ----------
+    .. [1] Bjorck (1967), Iterative refinement of linear least squares solutions I, BIT 7, 257-278.
+    .. [2] Demmel, Hida, Li, Riedy (2009), Extra-precise iterative refinement for overdetermined least
+       squares problems, ACM TOMS 35(4), 28.
+    .. [3] Ozaki, Ogita, Oishi, Rump (2012), Error-free transformations of matrix multiplication by using
+       fast routines of matrix multiplication, Numerical Algorithms 59, 95-118.
+
+    Examples
+    --------
+    >>> from torchlinreg import TorchLinearRegressor
+    >>> X = [[0.0], [1.0], [2.0], [3.0]]
+    >>> y = [1.0, 3.0, 5.0, 7.0]
+    >>> reg = TorchLinearRegressor().fit(X, y)
+    >>> reg.coef_, float(reg.intercept_)
+    (array([2.]), 1.0)
+    >>> reg.predict([[10.0]])
+    array([21.])
+    """
+
+    _doc_link_module = "torchlinreg"
+    _doc_link_template = (
+        "https://torchlinreg.readthedocs.io/en/stable/{estimator_module}.{estimator_name}.html"
+    )
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.0,
+        fit_intercept: bool = True,
+        solver: str = "auto",
+        tol: float = 1e-12,
+        max_iter: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.solver = solver
+        self.tol = tol
+        self.max_iter = max_iter
+        self.device = device
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit the model, forgetting any earlier fit.
+
+        Parameters
+        ----------
+        X : array-like, data frame, sparse matrix or tensor of shape (n_samples, n_features)
+            Lists, NumPy arrays of any order and dtype, pandas or polars frames, any scipy.sparse format,
+            torch tensors on any device. Never changed.
+        y : array-like or tensor of shape (n_samples,) or (n_samples, n_targets)
+            Targets.
+        sample_weight : float, array-like or tensor of shape (n_samples,), default=None
+            Weights, 0 or more, not all 0. None weighs all rows alike.
+
+        Returns
+        -------
+        self : TorchLinearRegressor
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            See the class.
+        """
+        start = time.perf_counter()
+        self._check_parameters()
+        blocks = self._open(X, y, sample_weight, reset=True)
+        problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
+        solve = choose_solver(self.solver, problem)
+        solution = solve(problem, float(self.tol), self.max_iter)
+        self._moments = None if solution.solver == "dual" else _on_cpu(problem.moments)
+        self._keep(solution, blocks.dtype, one_target=np.ndim(y) == 1)
+        if self.verbose:
+            seconds = time.perf_counter() - start
+            print(
+                f"TorchLinearRegressor: {blocks.n_samples} x {blocks.n_features} rows in {seconds:.3g} s, "
+                f"solver {self.solver_}, {self.n_iter_} passes, condition {self.condition_number_:.3g}, "
+                f"rank {self.rank_}, {self.status_.name.lower()}"
+            )
+        return self
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit on these rows and all rows given before: the exact least squares of them all.
+
+        The rows themselves are not kept, only their second moments, to about 100 bits: any split of
+        the rows into calls gives the model of one `fit`, with 12 digits up to a condition of about
+        1e9, and a warning beyond. After `fit`, its rows count as well, with moments in float64.
+
+        Parameters
+        ----------
+        X : array-like, data frame, sparse matrix or tensor of shape (n_samples, n_features)
+            Further rows, with the features of the first call.
+        y : array-like or tensor of shape (n_samples,) or (n_samples, n_targets)
+            Their targets.
+        sample_weight : float, array-like or tensor of shape (n_samples,), default=None
+            Their weights.
+
+        Returns
+        -------
+        self : TorchLinearRegressor
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            As in `fit`; other features or another number of targets than before; or `fit` was called
+            before on data with fewer rows than features, of which no moments are kept.
+        """
+        self._check_parameters()
+        first = not hasattr(self, "n_features_in_")
+        blocks = self._open(X, y, sample_weight, reset=first)
+        one_target = np.ndim(y) == 1
+        before = None if first else self._accumulated(blocks, one_target)
+        frame = _frame_for(before, blocks, bool(self.fit_intercept))
+        moments = blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
+        if not bool(moments.high.isfinite().all()):
+            blocks.raise_if_not_finite(type(self).__name__)
+        if before is not None:
+            moments = ExactMoments.merge(_to_device(before, blocks.device), moments)
+        solution = solve_accumulated(
+            moments, blocks.n_features, float(self.alpha), bool(self.fit_intercept), float(self.tol)
+        )
+        self._moments = _to_device(moments, torch.device("cpu"))
+        self._keep(solution, blocks.dtype, one_target=one_target)
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Predict ``X @ coef_.T + intercept_``.
+
+        Parameters
+        ----------
+        X : array-like, data frame, sparse matrix or tensor of shape (n_samples, n_features)
+            Rows to predict for.
+
+        Returns
+        -------
+        y_pred : ndarray or tensor of shape (n_samples,) or (n_samples, n_targets)
+            A tensor on the device of X if X is a tensor, else an array. float32 if X and the fitted
+            coefficients are, else float64.
+
+        Raises
+        ------
+        NotFittedError
+            `fit` was not called before.
+        ValueError
+            Other features than in `fit`, or NaN or infinity in X.
+        """
+        check_is_fitted(self)
+        blocks = as_row_blocks(X, estimator=self)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        single = blocks.dtype is torch.float32 and self.coef_.dtype == np.float32
+        coef = np.atleast_2d(self.coef_).T
+        result = _predictions(blocks, coef, np.atleast_1d(self.intercept_), np.float32 if single else np.float64)
+        if not bool(torch.isfinite(result.sum())):
+            blocks.raise_if_not_finite(type(self).__name__)
+        result = result[:, 0] if self.coef_.ndim == 1 else result
+        return result if isinstance(X, torch.Tensor) else result.numpy()
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _check_parameters(self) -> None:
+        if not isinstance(self.alpha, Real) or not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha={self.alpha!r} must be a finite number, 0 or more.")
+        if not isinstance(self.tol, Real) or not 0 < self.tol < math.inf:
+            raise ValueError(f"tol={self.tol!r} must be a positive number, such as 1e-12.")
+        if self.max_iter is not None and (not isinstance(self.max_iter, Integral) or self.max_iter < 0):
+            raise ValueError(f"max_iter={self.max_iter!r} must be None or an integer, 0 or more.")
+        if not isinstance(self.fit_intercept, (bool, np.bool_)):
+            raise ValueError(f"fit_intercept={self.fit_intercept!r} must be True or False.")
+
+    def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
+        if y is None:
+            raise ValueError(
+                f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
+            )
+        blocks = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
+        validate_data(self, X, reset=reset, skip_check_array=True)
+        return blocks
+
+    def _accumulated(self, blocks: RowBlocks, one_target: bool) -> ExactMoments:
+        """Moments of the rows given before."""
+        n_targets = 1 if self.coef_.ndim == 1 else len(self.coef_)
+        if blocks.n_targets != n_targets or one_target != (self.coef_.ndim == 1):
+            before = "1-D" if self.coef_.ndim == 1 else f"of {n_targets} columns"
+            now = "1-D" if one_target else f"of {blocks.n_targets} columns"
+            raise ValueError(f"y is {now}, but was {before} in the calls before.")
+        if self._moments is None:
+            raise ValueError(
+                "partial_fit cannot go on after fit on fewer rows than features, which keeps no moments. Use "
+                "partial_fit from the first rows on."
+            )
+        if isinstance(self._moments, Moments):
+            return ExactMoments.from_moments(self._moments)
+        return self._moments
+
+    def _keep(self, solution: Solution, dtype: torch.dtype, *, one_target: bool) -> None:
+        """Set the fitted attributes, and warn if digits were lost."""
+        numpy_dtype = np.float32 if dtype is torch.float32 else np.float64
+        coef = np.ascontiguousarray(solution.coef.T, dtype=numpy_dtype)
+        intercept = solution.intercept.astype(numpy_dtype)
+        self.coef_ = coef[0] if one_target else coef
+        self.intercept_: Any = intercept[0] if one_target else intercept
+        if not self.fit_intercept:
+            self.intercept_ = 0.0
+        self.rank_ = solution.rank
+        self.condition_number_ = solution.condition_number
+        self.solver_ = solution.solver
+        self.status_ = solution.status
+        self.n_iter_ = solution.n_iter
+        if solution.status is Status.DIGITS_LOST:
+            digits = max(0, math.floor(-math.log10(min(1.0, solution.error))))
+            warnings.warn(
+                f"Only about {digits} digits of some coefficients are certain (tol={self.tol:g} was asked for; "
+                f"solver {solution.solver!r}, condition number {solution.condition_number:.2g}). "
+                "Remove nearly dependent columns, use alpha > 0, or accept it with a larger tol.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+
+def _predictions(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray, dtype: Any) -> torch.Tensor:
+    """``X @ coef + intercept`` of all rows; shape: (n_samples, n_targets)."""
+    coef = coef.astype(dtype)
+    intercept = intercept.astype(dtype)
+    if blocks.device.type == "cpu":
+        result = np.empty((blocks.n_samples, coef.shape[1]), dtype=dtype)
+        start = 0
+        for block in blocks:
+            part = result[start : start + len(block.y)]
+            rows = block.csr if block.X is None else block.X.numpy()
+            part[...] = rows @ coef
+            part += intercept
+            start += len(part)
+        return torch.from_numpy(result)
+    # Float64 also for float32 data, so that no TF32 setting of the user's can cost digits.
+    weights = torch.from_numpy(coef.astype(np.float64)).to(blocks.device)
+    constant = torch.from_numpy(intercept.astype(np.float64)).to(blocks.device)
+    parts = [block.X.to(torch.float64) @ weights + constant for block in blocks if block.X is not None]
+    return torch.cat(parts).to(torch.float32 if dtype is np.float32 else torch.float64)
+
+
+def _frame_for(before: ExactMoments | None, blocks: RowBlocks, fit_intercept: bool) -> Frame:
+    if before is None:
+        return choose_frame(blocks, fit_intercept=fit_intercept)
+    shift, scale = before.frame
+    return Frame(shift.to(blocks.device), None if scale is None else scale.to(blocks.device))
+
+
+def _to_device(moments: ExactMoments, device: torch.device) -> ExactMoments:
+    shift, scale = moments.frame
+    frame = Frame(shift.to(device), None if scale is None else scale.to(device))
+    return ExactMoments(
+        frame, moments.high.to(device), moments.low.to(device), moments.n_samples, moments.unit_roundoff
+    )
+
+
+def _on_cpu(moments: Moments) -> Moments:
+    shift, scale = moments.frame
+    return Moments(
+        Frame(shift.cpu(), None if scale is None else scale.cpu()), moments.raw.cpu(), moments.n_samples
+    )

@@ -1,0 +1,92 @@
+"""The penalised least squares problem, and the passes over the rows that its solvers read.
+
+The objective, with weights ``w`` and the residual ``r_i = y_i - x_i . coef - intercept``, is::
+
+    sum_i w_i r_i^2 / 2 / sum_i w_i  +  alpha / 2 * ||coef||^2
+
+so that ``Ridge(alpha=a)`` of scikit-learn is ``alpha = a / sum(w)`` here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from torchlinreg._blocks import RowBlocks
+from torchlinreg._moments import (
+    ExactMoments,
+    ExactMomentsOf,
+    Frame,
+    Moments,
+    MomentsOf,
+    choose_frame,
+    largest_magnitudes,
+)
+from torchlinreg._residuals import ExactGradientOf, Gradient, GradientOf
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows and penalty. `name` is the estimator's, for the errors of non-finite data."""
+
+    blocks: RowBlocks
+    alpha: float = 0.0
+    fit_intercept: bool = True
+    name: str = "TorchLinearRegressor"
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Moments of all rows; one pass, the first time.
+
+        A NaN or infinity in the data makes them non-finite, so clean data need no pass of their own
+        for that check. Columns so large or small that squares over- or underflow cost two more passes.
+
+        Raises
+        ------
+        ValueError
+            X or y holds NaN or infinity.
+        """
+        frame = choose_frame(self.blocks, fit_intercept=self.fit_intercept)
+        moments = self.blocks.map_reduce(MomentsOf(frame), Moments.merge)
+        if _is_sound(moments):
+            return moments
+        self.blocks.raise_if_not_finite(self.name)
+        frame = choose_frame(
+            self.blocks,
+            fit_intercept=self.fit_intercept,
+            largest=largest_magnitudes(self.blocks, frame),
+        )
+        return self.blocks.map_reduce(MomentsOf(frame), Moments.merge)
+
+    def exact_moments(self, frame: Frame) -> ExactMoments:
+        """Moments of all rows to about 100 bits; one pass."""
+        return self.blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
+
+    def gradient(
+        self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray
+    ) -> np.ndarray:
+        """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
+        of = GradientOf(frame, design, responses, coef)
+        return self.blocks.map_reduce(of, Gradient.merge, dense=True).high.cpu().numpy()
+
+    def exact_gradient(
+        self,
+        frame: Frame,
+        design: np.ndarray,
+        responses: np.ndarray,
+        coef: tuple[np.ndarray, np.ndarray],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same for a double-double model, as a double-double of about 100 bits; one pass."""
+        of = ExactGradientOf(frame, design, responses, coef)
+        gradient = self.blocks.map_reduce(of, Gradient.merge, dense=True)
+        return gradient.high.cpu().numpy(), gradient.low.cpu().numpy()
+
+
+def _is_sound(moments: Moments) -> bool:
+    """Whether all moments are finite and no column's squares underflowed."""
+    raw = moments.raw.diagonal()
+    if not bool(raw.sum().isfinite()):
+        return False
+    return not bool(((raw[1:] < 1e-250) & (moments.raw[0, 1:] != 0)).any())

@@ -1,0 +1,43 @@
+"""The table of solvers, and the choice among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torchlinreg._problem import Problem
+from torchlinreg._solution import Solution
+from torchlinreg.solvers._dual import is_wide, solve_dual
+from torchlinreg.solvers._exact import solve_accumulated, solve_auto, solve_cholesky, solve_exact
+
+__all__ = ["SOLVERS", "Solver", "choose_solver", "solve_accumulated"]
+
+
+class Solver(NamedTuple):
+    """A row of the table: what it runs, and what it is good for."""
+
+    solve: Callable[[Problem, float, int | None], Solution]
+    good_for: str
+
+
+SOLVERS = {
+    "cholesky": Solver(solve_cholesky, "independent columns, condition up to about 1e6; one pass and refinement"),
+    "exact": Solver(solve_exact, "any condition and rank; moments to about 100 bits"),
+    "dual": Solver(solve_dual, "fewer rows than features"),
+}
+
+
+def choose_solver(name: str, problem: Problem) -> Callable[[Problem, float, int | None], Solution]:
+    """The function that solves this problem.
+
+    Raises
+    ------
+    ValueError
+        There is no solver of that name.
+    """
+    if name == "auto":
+        return solve_dual if is_wide(problem) else solve_auto
+    if name in SOLVERS:
+        return SOLVERS[name].solve
+    known = "; ".join(f"'{key}' ({solver.good_for})" for key, solver in SOLVERS.items())
+    raise ValueError(f"solver={name!r} is not known; use 'auto', or one of {known}.")

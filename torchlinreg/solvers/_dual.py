@@ -1,0 +1,348 @@
+"""The exact route for more features than rows: an n_samples x n_samples system, never a p x p Gram matrix.
+
+The coefficients of least norm are ``coef = X.T a``, where ``a`` sums to 0 (with intercept) and solves::
+
+    (X X.T + alpha sum(w) diag(1 / w)) a + intercept = y
+
+The factor of that matrix is float64, or double-double where it is ill-conditioned; residuals are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.linalg import qr
+
+from torchlinreg import _compensated as dd
+from torchlinreg._blocks import Block, RowBlocks, tensor_blocks
+from torchlinreg._moments import SAFE_RANGE, Frame, exact_product, exact_rows
+from torchlinreg._problem import Problem
+from torchlinreg._residuals import (
+    N_SLICES,
+    columns_of,
+    exact_residual,
+    exact_transposed_product,
+)
+from torchlinreg._solution import Solution, Status
+from torchlinreg.solvers._exact import (
+    EPS,
+    MAX_REFINEMENTS,
+    RANK_TOLERANCE,
+    SLOWEST_REFINEMENT,
+    fit_exact_moments,
+    in_user_units,
+)
+from torchlinreg.solvers._normal import (
+    DoubleDouble,
+    assemble,
+    cholesky,
+    extreme_singular_values,
+    solve_upper,
+)
+
+RESPONSES_AT_ONCE = 512
+
+
+def is_wide(problem: Problem) -> bool:
+    """Whether the rows of positive weight, less one for the intercept, are fewer than the features."""
+    blocks = problem.blocks
+    n_rows = blocks.n_samples
+    if n_rows - problem.fit_intercept >= blocks.n_features and blocks.weight is not None:
+        n_rows = int((blocks.weight > 0).sum())
+    return n_rows - problem.fit_intercept < blocks.n_features
+
+
+@dataclass(frozen=True)
+class _System:
+    """``kernel + level`` factorised: `level` is a multiple of the all-ones matrix, which the constraint
+    ``sum(a) == 0`` makes harmless and which takes away the null direction of centred rows.
+    """
+
+    upper: np.ndarray  # of the kernel with unit diagonal, rows and columns in `order`
+    norm: np.ndarray
+    order: np.ndarray
+    fit_intercept: bool
+    condition_number: float
+    rate: float
+
+    def solve(self, residual: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Changes of `a` and the intercept for a residual of the rows and of the constraint."""
+        change = self._solve(residual)
+        if not self.fit_intercept:
+            return change, np.zeros(residual.shape[1])
+        ones = self._solve(np.ones((len(residual), 1)))
+        intercept = (change.sum(0) - excess) / ones.sum()
+        return change - ones * intercept, intercept
+
+    def _solve(self, right: np.ndarray) -> np.ndarray:
+        ordered = (right / self.norm[:, None])[self.order]
+        solution = np.empty_like(right)
+        solution[self.order] = solve_upper(self.upper, ordered)
+        return solution / self.norm[:, None]
+
+
+def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """The coefficients of least norm, or the ridge's, for few rows."""
+    frame = _dual_frame(problem)
+    blocks = problem.blocks.positive_weight_rows()
+    diagonal = np.zeros(blocks.n_samples)
+    if problem.alpha > 0:
+        weight = np.ones(blocks.n_samples) if blocks.weight is None else blocks.weight.cpu().numpy()
+        scale = 1.0 if frame.scale is None else float(frame.scale[1])
+        diagonal = problem.alpha * weight.sum() / weight * scale**2
+    system = _factorise(blocks, frame, diagonal, problem.fit_intercept)
+    if system is None:
+        return _solve_by_columns(problem, blocks, tol)
+    coef, intercept, error, n_passes = _refine(blocks, frame, diagonal, system, max_iter)
+    coef, intercept = _in_user_units(frame, coef, intercept, problem.fit_intercept)
+    status = Status.OPTIMAL if problem.alpha > 0 else Status.MINIMUM_NORM
+    return Solution(
+        coef=coef[0] + coef[1],
+        intercept=(intercept[0] + intercept[1])[0],
+        rank=blocks.n_samples - problem.fit_intercept,
+        condition_number=system.condition_number,
+        solver="dual",
+        status=status if error <= tol else Status.DIGITS_LOST,
+        n_iter=n_passes,
+        error=error,
+    )
+
+
+def _dual_frame(problem: Problem) -> Frame:
+    """Shift by the mean of the rows that count; one scale for all features, so that least norm stays so."""
+    blocks = problem.blocks
+
+    def total(block: Block) -> torch.Tensor:
+        assert block.X is not None
+        columns = torch.cat([block.X.to(torch.float64), block.y], dim=1)
+        return torch.stack([columns.sum(0), columns.abs().amax(0)])
+
+    def merge(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.stack([a[0] + b[0], torch.maximum(a[1], b[1])])
+
+    sums, largest = blocks.map_reduce(total, merge, dense=True)
+    if not bool(largest.isfinite().all()):
+        blocks.raise_if_not_finite(problem.name)
+    shift = torch.zeros(1 + len(sums), dtype=torch.float64, device=sums.device)
+    if problem.fit_intercept:
+        shift[1:] = sums / blocks.n_samples
+    magnitude = torch.cat([largest[: blocks.n_features].max().expand(blocks.n_features), largest[blocks.n_features :]])
+    safe = ((magnitude > SAFE_RANGE[0]) & (magnitude < SAFE_RANGE[1])) | (magnitude == 0)
+    if bool(safe.all()):
+        return Frame(shift, None)
+    scale = torch.ones_like(shift)
+    scale[1:] = torch.where(safe, 1.0, 1 / dd.slice_scale(magnitude))
+    return Frame(shift, scale)
+
+
+def _shifted_features(block: Block, frame: Frame) -> torch.Tensor:
+    assert block.X is not None
+    inside = slice(1, 1 + block.X.shape[1])
+    rows = block.X.to(torch.float64) - frame.shift[inside]
+    return rows if frame.scale is None else rows * frame.scale[inside]
+
+
+def _factorise(
+    blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_intercept: bool
+) -> _System | None:
+    """The kernel's factor; None where the rows depend on each other."""
+    kernel = np.zeros((blocks.n_samples,) * 2)
+    starts = range(0, blocks.n_samples, blocks.rows_per_block)
+    for start, block in zip(starts, blocks.dense(), strict=True):
+        rows = _shifted_features(block, frame)
+        for other_start, other in zip(starts, blocks.dense(), strict=True):
+            if other_start < start:
+                continue
+            product = rows @ (rows if other_start == start else _shifted_features(other, frame)).T
+            stop, other_stop = start + len(block.y), other_start + len(other.y)
+            kernel[start:stop, other_start:other_stop] = product.cpu().numpy()
+            kernel[other_start:other_stop, start:stop] = product.T.cpu().numpy()
+    level = _level(kernel) if fit_intercept else 0.0
+    kernel += np.diag(diagonal) + level
+    norm = np.sqrt(kernel.diagonal())
+    if not (norm > 0).all():
+        return None
+    size = len(norm)
+    order = np.arange(size)
+    upper = cholesky(kernel / norm[:, None] / norm)
+    if upper is not None:
+        largest, smallest = extreme_singular_values(upper)
+        rate = 16 * size * EPS / smallest**2
+        if rate <= SLOWEST_REFINEMENT:
+            return _System(upper, norm, order, fit_intercept, largest / smallest, rate)
+    exact = _exact_kernel(blocks, frame)
+    exact = dd.add(exact, (np.diag(diagonal) + level, np.zeros_like(kernel)))
+    norm = dd.slice_scale(np.sqrt(exact[0].diagonal()))
+    unit = exact[0] / norm[:, None] / norm, exact[1] / norm[:, None] / norm
+    upper, order, rank = dd.pivoted_cholesky(unit, RANK_TOLERANCE**2)
+    if rank < size:
+        return None
+    largest, smallest = extreme_singular_values(upper)
+    return _System(upper, norm, order, fit_intercept, largest / smallest, 16 * size * EPS / smallest)
+
+
+def _level(kernel: np.ndarray) -> float:
+    return float(dd.slice_scale(np.array(np.trace(kernel) / len(kernel) ** 2)))
+
+
+def _exact_kernel(blocks: RowBlocks, frame: Frame) -> DoubleDouble:
+    """``X X.T`` of the shifted rows to about 100 bits; holds all rows at once, being for few hard ones."""
+    inside = slice(1, 1 + blocks.n_features)
+    parts = [exact_rows(block._replace(weight=None), frame) for block in blocks.dense()]
+    high = torch.cat([(part.high * part.scale)[:, inside] for part in parts]).T
+    low = torch.cat([(part.low * part.scale)[:, inside] for part in parts]).T
+    scale = dd.slice_scale(high.abs().amax(0))
+    slices = dd.slices(high / scale, N_SLICES + 1)
+    slices[-1] = slices[-1] + low / scale
+    product = exact_product(slices, slices)
+    factor = (scale[:, None] * scale).cpu().numpy()
+    return product[0].cpu().numpy() * factor, product[1].cpu().numpy() * factor
+
+
+def _refine(
+    blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, system: _System, max_iter: int | None
+) -> tuple[DoubleDouble, DoubleDouble, float, int]:
+    """Coefficients and intercept in the frame, until a pass no longer changes them."""
+    shape = blocks.n_samples, blocks.n_targets
+    dual: DoubleDouble = np.zeros(shape), np.zeros(shape)
+    intercept: DoubleDouble = np.zeros((1, shape[1])), np.zeros((1, shape[1]))
+    coef: DoubleDouble = np.zeros((blocks.n_features, shape[1])), np.zeros((blocks.n_features, shape[1]))
+    limit = MAX_REFINEMENTS if max_iter is None else max(2, max_iter + 1)
+    rate, error, previous = min(system.rate, 0.5), np.inf, np.inf
+    n_passes = 0
+    while n_passes < limit:
+        residual = _residual(blocks, frame, diagonal, dual, intercept, coef)
+        excess = -(dual[0].sum(0) + dual[1].sum(0))
+        change, change_intercept = system.solve(residual[0], excess)
+        dual = dd.add(dual, (change, np.zeros_like(change)))
+        intercept = dd.add(intercept, (change_intercept[None], np.zeros((1, shape[1]))))
+        old, coef = coef, _coefficients(blocks, frame, dual)
+        n_passes += 1
+        moved = dd.add(coef, dd.negative(old))[0]
+        size = float(np.sqrt((moved**2).sum()))
+        if n_passes > 2:
+            if size > 0.5 * previous:
+                break
+            rate = size / previous
+        previous = size
+        bound = EPS**2 * np.abs(coef[0]).max(initial=0.0)
+        counted = np.abs(coef[0]) > bound
+        ratio = np.divide(np.abs(moved), np.abs(coef[0]), out=np.zeros_like(moved), where=counted)
+        error = rate * float(ratio.max(initial=0.0))
+        if error <= EPS / 4:
+            break
+    return coef, intercept, error, n_passes
+
+
+def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:
+    """``X.T a`` of the shifted rows as a double-double; one pass."""
+    device = blocks.device
+    features = torch.arange(1, 1 + blocks.n_features, device=device)
+    high = torch.zeros((blocks.n_features, blocks.n_targets), dtype=torch.float64, device=device)
+    result = high, high
+    start = 0
+    for block in blocks.dense():
+        rows = columns_of(exact_rows(block._replace(weight=None), frame), features)
+        part = slice(start, start + len(block.y))
+        values = torch.from_numpy(dual[0][part]).to(device), torch.from_numpy(dual[1][part]).to(device)
+        product = exact_transposed_product(rows.slices(N_SLICES), values)
+        scale = rows.scale[:, None]
+        result = dd.add(result, (product[0] * scale, product[1] * scale))
+        start += len(block.y)
+    return result[0].cpu().numpy(), result[1].cpu().numpy()
+
+
+def _residual(
+    blocks: RowBlocks,
+    frame: Frame,
+    diagonal: np.ndarray,
+    dual: DoubleDouble,
+    intercept: DoubleDouble,
+    coef: DoubleDouble,
+) -> DoubleDouble:
+    """What the rows' equations still lack, as a double-double; one pass."""
+    device = blocks.device
+    n_columns = 1 + blocks.n_features
+    model = (
+        torch.from_numpy(np.concatenate([intercept[0], coef[0]])).to(device),
+        torch.from_numpy(np.concatenate([intercept[1], coef[1]])).to(device),
+    )
+    parts = []
+    for block in blocks.dense():
+        rows = exact_rows(block._replace(weight=None), frame)
+        design = columns_of(rows, torch.arange(n_columns, device=device))
+        responses = columns_of(rows, torch.arange(n_columns, len(frame.shift), device=device))
+        parts.append(exact_residual(design.slices(N_SLICES), design.scale, model, responses))
+    residual: DoubleDouble = (
+        torch.cat([part[0] for part in parts]).cpu().numpy(),
+        torch.cat([part[1] for part in parts]).cpu().numpy(),
+    )
+    column = diagonal[:, None]
+    return dd.add(residual, dd.negative(dd.multiply(dual, (column, np.zeros_like(column)))))
+
+
+def _in_user_units(
+    frame: Frame, coef: DoubleDouble, intercept: DoubleDouble, fit_intercept: bool
+) -> tuple[DoubleDouble, DoubleDouble]:
+    shift = frame.shift.cpu().numpy()
+    n_features = len(coef[0])
+    if frame.scale is not None:
+        scale = frame.scale.cpu().numpy()
+        change = scale[1] / scale[1 + n_features :]
+        coef = coef[0] * change, coef[1] * change
+        intercept = intercept[0] / scale[1 + n_features :], intercept[1] / scale[1 + n_features :]
+    if not fit_intercept:
+        return coef, intercept
+    origin = shift[None, 1 : 1 + n_features]
+    moved = dd.matmul((origin, np.zeros_like(origin)), coef)
+    target = shift[None, 1 + n_features :]
+    return coef, dd.add(dd.add((target, np.zeros_like(target)), intercept), dd.negative(moved))
+
+
+def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Solution:
+    """Rows that depend on each other: least squares on independent columns, then the least norm.
+
+    Holds all rows at once, as float64: they are fewer than the features.
+    """
+    X = torch.cat([block.X.to(torch.float64) for block in blocks.dense() if block.X is not None])
+    centred = torch.where((X == X[0]).all(0), 0.0, X - X.mean(0)) if problem.fit_intercept else X
+    unit = (centred / centred.square().sum(0).sqrt().clamp(min=1e-300)).cpu().numpy()
+    upper, order = qr(unit, mode="r", pivoting=True, check_finite=False)
+    pivots = np.abs(upper.diagonal())
+    rank = int((pivots > max(X.shape) * 2 * EPS * pivots[0]).sum()) if pivots[0] > 0 else 0
+    active, dependent = order[:rank], np.sort(order[rank:])
+    n_targets = blocks.n_targets
+    responses = torch.cat([blocks.y, X[:, dependent]], dim=1)
+    coefs, intercepts, conditions, errors = [], [], [1.0], [0.0]
+    for start in range(0, responses.shape[1], RESPONSES_AT_ONCE):
+        part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
+        tall = Problem(part, 0.0, problem.fit_intercept, problem.name)
+        fit = fit_exact_moments(
+            tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept
+        )
+        coef, intercept = in_user_units(fit)
+        coefs.append(coef)
+        intercepts.append(intercept)
+        conditions.append(fit.condition_number)
+        errors.append(fit.error)
+    full, intercept = assemble(
+        active,
+        dependent,
+        blocks.n_features,
+        (np.concatenate([c[0] for c in coefs], 1), np.concatenate([c[1] for c in coefs], 1)),
+        (np.concatenate([c[0] for c in intercepts], 1), np.concatenate([c[1] for c in intercepts], 1)),
+    )
+    assert full.shape[1] == n_targets
+    return Solution(
+        coef=full,
+        intercept=intercept,
+        rank=rank,
+        condition_number=max(conditions),
+        solver="dual",
+        status=Status.MINIMUM_NORM if max(errors) <= tol else Status.DIGITS_LOST,
+        n_iter=3,
+        error=max(errors),
+    )

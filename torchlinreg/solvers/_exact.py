@@ -1,0 +1,413 @@
+"""The exact route for at least as many rows as features.
+
+One pass gives float64 moments and a Cholesky solution. Its error is estimated from the condition number;
+where that leaves fewer digits than `tol` asks for, refinement follows: in float64 where that suffices,
+else with residuals to about 100 bits (Bjorck 1967; Demmel, Hida, Li, Riedy 2009). Beyond a condition of
+about 1e6, where a float64 Gram matrix no longer gives a factor that refinement converges with, the moments
+are formed to about 100 bits (Ozaki, Ogita, Oishi, Rump 2012) and factorised in double-double arithmetic,
+which also decides the rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from torchlinreg import _compensated as dd
+from torchlinreg._moments import ExactMoments, Frame
+from torchlinreg._problem import Problem
+from torchlinreg._solution import Solution, Status
+from torchlinreg.solvers._normal import (
+    DoubleDouble,
+    Factor,
+    assemble,
+    cholesky,
+    extreme_singular_values,
+    solve_upper,
+)
+
+EPS = 2.0**-53
+# Rounding errors of a blocked Gram matrix relative to the columns' norms, as measured.
+GRAM_ROUNDOFF = 4e-16
+# Rounding errors of the exact passes, relative to the largest terms.
+EXACT_ROUNDOFF = 2.0**-96
+# Each pass of refinement must shrink the error by this at least, or the float64 factor is not good enough.
+SLOWEST_REFINEMENT = 1e-2
+# With unit columns, a pivot of the Gram matrix below the square of this is a dependent column: columns that
+# were computed as dependent in float64 come out at 1e-16, and conditions up to 1e14 must stay full rank.
+RANK_TOLERANCE = 1e-15
+MAX_REFINEMENTS = 30
+# Up to this many numbers, even coefficients at the level of rounding are worth a refinement.
+SMALL_DATA = 100_000
+NEGLIGIBLE = 1e-13
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fit in a frame: which of the columns ``[1, x, y]`` explain which others, and how well that is known.
+
+    `error` is the estimated relative error of the coefficients and intercepts as they are; `float64_error`
+    what one refinement in float64 would leave; `rate` by how much an exact refinement shrinks it and
+    `floor` where that ends.
+    """
+
+    frame: Frame
+    design: np.ndarray  # columns of the frame, the intercept's 0 first if there is one
+    responses: np.ndarray  # columns of the frame: y first, then features that depend on the design
+    coef: DoubleDouble  # shape: (n_design, n_responses)
+    ridge: np.ndarray  # shape: (n_design,)
+    factor: Factor
+    condition_number: float
+    error: float
+    float64_error: float
+    rate: float
+    floor: float
+
+
+def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """`solve_cholesky` where the measured condition allows, `solve_exact` elsewhere."""
+    fit = fit_moments(problem)
+    if fit is None or (fit.error > tol and fit.rate > SLOWEST_REFINEMENT):
+        return solve_exact(problem, tol, max_iter)
+    return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
+
+
+def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """Normal equations in float64, refined where that is needed; dependent columns are refused."""
+    fit = fit_moments(problem)
+    if fit is None:
+        raise ValueError(
+            "solver='cholesky' needs columns of X that are independent in float64, but their Gram matrix is "
+            "not positive definite. Use solver='auto' or 'exact', or alpha > 0."
+        )
+    return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
+
+
+def solve_exact(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """Normal equations accumulated to about 100 bits; any condition and rank."""
+    exact = problem.exact_moments(problem.moments.frame)
+    fit = fit_exact_moments(exact, problem.blocks.n_features, problem.alpha, problem.fit_intercept)
+    return _finish(problem, fit, "exact", tol, max_iter, n_passes=2)
+
+
+def solve_accumulated(
+    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool, tol: float
+) -> Solution:
+    """The same from moments alone, whose rows are gone."""
+    fit = fit_exact_moments(moments, n_features, alpha, fit_intercept)
+    return _to_solution(fit, n_features, "exact", tol, n_passes=1)
+
+
+def fit_moments(problem: Problem) -> Fit | None:
+    """Cholesky fit of float64 moments, or None where they are not positive definite."""
+    moments = problem.moments
+    n_features = problem.blocks.n_features
+    raw = moments.raw.cpu().numpy()
+    weight_sum = raw[0, 0]
+    sums = raw[0, 1:]
+    scatter = raw[1:, 1:]
+    offset = None
+    if problem.fit_intercept:
+        offset = sums / weight_sum
+        scatter = scatter - sums[:, None] * offset
+    ridge = ridge_of(moments.frame, n_features, problem.alpha, weight_sum)
+    diagonal = scatter.diagonal()[:n_features] + ridge
+    # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0.
+    active = np.flatnonzero((raw.diagonal()[1 : 1 + n_features] > 0) | (ridge > 0))
+    if not (diagonal[active] > 0).all():
+        return None
+    norm = np.sqrt(diagonal[active])
+    gram = scatter[:n_features, :n_features]
+    cross = scatter[:n_features, n_features:]
+    if len(active) < n_features:
+        gram, cross = gram[np.ix_(active, active)], cross[active]
+    unit = gram / norm[:, None] / norm
+    np.fill_diagonal(unit, 1.0)
+    upper = cholesky(unit)
+    if upper is None:
+        return None
+    factor = Factor(upper, norm, None if offset is None else offset[active], weight_sum)
+    coef = solve_upper(upper, cross / norm[:, None]) / norm[:, None]
+    design, coef = _with_intercept(active, offset, coef, n_features)
+    cancellation = float((raw.diagonal()[1 + active] / diagonal[active]).max(initial=1.0))
+    response_norm = np.sqrt(raw.diagonal()[1 + n_features :])
+    rss = scatter.diagonal()[n_features:] - (cross * coef[-len(active) :] if len(active) else cross).sum(0)
+    return _assessed(
+        Fit(
+            moments.frame,
+            design,
+            np.arange(1 + n_features, len(raw)),
+            (coef, np.zeros_like(coef)),
+            ridge[active],
+            factor,
+            *([0.0] * 5),
+        ),
+        n_samples=moments.n_samples,
+        roundoff=GRAM_ROUNDOFF,
+        cancellation=cancellation,
+        response_norm=response_norm,
+        residual_norm=np.sqrt(np.maximum(rss, 0)),
+        factor_roundoff=None,
+    )
+
+
+def ridge_of(frame: Frame, n_features: int, alpha: float, weight_sum: float) -> np.ndarray:
+    """What the penalty adds to the Gram matrix's diagonal, in the units of the frame."""
+    ridge = np.full(n_features, alpha * weight_sum)
+    return ridge if frame.scale is None else ridge * frame.scale[1 : 1 + n_features].cpu().numpy() ** 2
+
+
+def _with_intercept(
+    active: np.ndarray, offset: np.ndarray | None, coef: np.ndarray, n_features: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Design columns and coefficients of the frame, with the intercept first."""
+    if offset is None:
+        return 1 + active, coef
+    intercept = offset[n_features:] - offset[active] @ coef
+    return np.concatenate([[0], 1 + active]), np.concatenate([intercept[None], coef])
+
+
+def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool) -> Fit:
+    """Fit of moments of about 100 bits: independent columns explain y and the dependent columns."""
+    raw = moments.high.cpu().numpy(), moments.low.cpu().numpy()
+    weight_sum = float(raw[0][0, 0])
+    scatter = raw[0][1:, 1:], raw[1][1:, 1:]
+    offset = None
+    if fit_intercept:
+        sums = raw[0][0, 1:], raw[1][0, 1:]
+        offset = dd.divide(sums, (raw[0][:1, 0], raw[1][:1, 0]))
+        products = dd.multiply((sums[0][:, None], sums[1][:, None]), offset)
+        scatter = dd.add(scatter, dd.negative(products))
+    ridge = ridge_of(moments.frame, n_features, alpha, weight_sum)
+    penalty = np.zeros(len(raw[0]) - 1)
+    penalty[:n_features] = ridge
+    scatter = dd.add(scatter, (np.diag(penalty), np.zeros_like(scatter[0])))
+    raw_diagonal = raw[0].diagonal()[1:] + penalty
+    # A column of which cancellation leaves less than this cannot be told from a constant one.
+    resolved = scatter[0].diagonal() > moments.unit_roundoff * raw_diagonal
+    inverse_norm = np.where(resolved, 1 / dd.slice_scale(np.sqrt(np.abs(scatter[0].diagonal()))), 0.0)
+    unit = scatter[0] * inverse_norm[:, None] * inverse_norm, scatter[1] * inverse_norm[:, None] * inverse_norm
+    features = slice(0, n_features)
+    cancellation = float((raw_diagonal / scatter[0].diagonal())[features][resolved[features]].max(initial=1.0))
+    tolerance = max(RANK_TOLERANCE**2, 16 * moments.unit_roundoff * cancellation)
+    upper, order, rank = dd.pivoted_cholesky((unit[0][features, features], unit[1][features, features]), tolerance)
+    active, dependent = order[:rank], np.sort(order[rank:])
+    explained = np.concatenate([np.arange(n_features, len(scatter[0])), dependent])
+    unit_norm = np.sqrt((upper[:, :rank] ** 2).sum(0))
+    norm = unit_norm / inverse_norm[active]
+    factor = Factor(upper[:, :rank] / unit_norm, norm, None if offset is None else offset[0][active], weight_sum)
+    gram = scatter[0][np.ix_(active, active)], scatter[1][np.ix_(active, active)]
+    cross = scatter[0][np.ix_(active, explained)], scatter[1][np.ix_(active, explained)]
+    coef = _solve_refined(factor, gram, cross)
+    design = 1 + active
+    residual = cross[0] * coef[0]
+    if offset is not None:
+        shift = dd.matmul((offset[0][active][None], offset[1][active][None]), coef)
+        intercept = dd.add((offset[0][explained][None], offset[1][explained][None]), dd.negative(shift))
+        coef = np.concatenate([intercept[0], coef[0]]), np.concatenate([intercept[1], coef[1]])
+        design = np.concatenate([[0], design])
+    rss = scatter[0].diagonal()[explained] - residual.sum(0)
+    return _assessed(
+        Fit(moments.frame, design, 1 + explained, coef, ridge[active], factor, *([0.0] * 5)),
+        n_samples=moments.n_samples,
+        roundoff=moments.unit_roundoff,
+        cancellation=cancellation,
+        response_norm=np.sqrt(raw_diagonal[explained]),
+        residual_norm=np.sqrt(np.maximum(rss, 0)),
+        factor_roundoff=EPS,
+    )
+
+
+def _solve_refined(factor: Factor, gram: DoubleDouble, cross: DoubleDouble) -> DoubleDouble:
+    """Solve ``gram @ coef = cross`` to double-double accuracy, preconditioned by the factor."""
+    centred = replace(factor, offset=None)
+    coef = np.zeros_like(cross[0]), np.zeros_like(cross[0])
+    smallest = np.inf
+    for _ in range(MAX_REFINEMENTS):
+        residual = dd.add(cross, dd.negative(dd.matmul(gram, coef)))
+        change = centred.solve(residual[0])
+        size = _largest_ratio(change, coef[0] + change)
+        if size >= smallest:
+            break
+        smallest = size
+        coef = dd.add(coef, (change, np.zeros_like(change)))
+        if size < 2.0**-100:
+            break
+    return coef
+
+
+def _largest_ratio(change: np.ndarray, value: np.ndarray) -> float:
+    """The largest change of a row relative to that row's value."""
+    size = np.abs(value)
+    return float(np.divide(np.abs(change), size, out=np.zeros_like(size), where=size > 0).max(initial=0.0))
+
+
+def _assessed(
+    fit: Fit,
+    *,
+    n_samples: int,
+    roundoff: float,
+    cancellation: float,
+    response_norm: np.ndarray,
+    residual_norm: np.ndarray,
+    factor_roundoff: float | None,
+) -> Fit:
+    """The fit with its condition number and estimates of its errors.
+
+    With unit columns, a relative error ``u`` of the Gram matrix moves the coefficients by up to
+    ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm.
+    """
+    first = len(fit.design) - len(fit.factor.norm)
+    coef = fit.coef[0][first:]
+    largest, smallest = extreme_singular_values(fit.factor.upper)
+    size = np.sqrt(max(1, len(coef)))
+    scaled = np.abs(coef) * fit.factor.norm[:, None]
+    total = np.sqrt((scaled**2).sum(0)) + response_norm
+    error = roundoff * cancellation / smallest**2 * total
+    if factor_roundoff is None:
+        rate = 4 * size * roundoff * cancellation / smallest**2
+    else:
+        rate = 8 * size * factor_roundoff / smallest
+    float64_error = (
+        GRAM_ROUNDOFF / smallest**2 * residual_norm
+        + 4 * EPS * np.sqrt(cancellation / n_samples) / smallest * total
+        + rate * error
+    )
+    floor = EXACT_ROUNDOFF * cancellation * (residual_norm / smallest**2 + total / smallest)
+    small = n_samples * (1 + len(coef)) <= SMALL_DATA
+
+    def relative(absolute: np.ndarray, known_bits: float) -> float:
+        worst = 0.0
+        if len(coef):
+            least = 0.0 if small else NEGLIGIBLE
+            counted = scaled > least * total
+            ratio = np.divide(absolute, scaled, out=np.zeros_like(scaled), where=counted)
+            worst = float(ratio.max())
+        if first:
+            worst = max(worst, _intercept_error(fit, absolute, known_bits))
+        return worst
+
+    return replace(
+        fit,
+        condition_number=largest / smallest,
+        error=relative(error, EPS if roundoff > EPS else EPS**2),
+        float64_error=relative(float64_error, EPS),
+        rate=rate,
+        floor=relative(floor, EPS**2),
+    )
+
+
+def _intercept_error(fit: Fit, absolute: np.ndarray, known: float) -> float:
+    """Relative error of the intercepts in the user's units, from that of the coefficients."""
+    shift = fit.frame.shift.cpu().numpy()
+    scale = np.ones_like(shift) if fit.frame.scale is None else fit.frame.scale.cpu().numpy()
+    design = fit.design[1:]
+    # In the frame's units, with the mean of each column as seen from 0.
+    origin = shift[design] * scale[design]
+    terms = np.abs(origin[:, None] * fit.coef[0][1:]).sum(0)
+    mean = np.abs(origin + fit.factor.offset) / fit.factor.norm
+    intercept = shift[fit.responses] * scale[fit.responses] + fit.coef[0][0] - origin @ fit.coef[0][1:]
+    total = np.abs(shift[fit.responses] * scale[fit.responses]) + terms + np.abs(fit.coef[0][0])
+    uncertain = absolute * np.sqrt((mean**2).sum()) + known * terms
+    # An intercept that is 0 but for rounding has no digits to lose.
+    counted = np.abs(intercept) > 4 * EPS * total
+    return float(np.divide(uncertain, np.abs(intercept), out=np.zeros_like(total), where=counted).max())
+
+
+def _finish(
+    problem: Problem, fit: Fit, solver: str, tol: float, max_iter: int | None, n_passes: int
+) -> Solution:
+    """Refine as far as `tol` asks for, and give the solution in the user's units."""
+    limit = MAX_REFINEMENTS if max_iter is None else max_iter
+    if fit.error > tol and limit > 0:
+        if fit.float64_error <= tol:
+            fit, passes = _refine_in_float64(problem, fit), 1
+        else:
+            fit, passes = _refine_exactly(problem, fit, limit)
+        n_passes += passes
+    return _to_solution(fit, problem.blocks.n_features, solver, tol, n_passes)
+
+
+def _refine_in_float64(problem: Problem, fit: Fit) -> Fit:
+    """One pass: residuals of the rows, their gradient, and the change that takes it to 0."""
+    gradient = problem.gradient(fit.frame, fit.design, fit.responses, fit.coef[0])
+    first = len(fit.design) - len(fit.ridge)
+    gradient[first:] -= fit.ridge[:, None] * fit.coef[0][first:]
+    coef = dd.two_sum(fit.coef[0], fit.factor.solve(gradient))
+    return replace(fit, coef=coef, error=fit.float64_error)
+
+
+def _refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
+    """Passes with exact residuals, until what the next one would change is below rounding."""
+    coef = fit.coef
+    first = len(fit.design) - len(fit.ridge)
+    penalty = np.zeros((len(fit.design), 1))
+    penalty[first:, 0] = fit.ridge
+    rate, previous, error = min(fit.rate, 0.5), np.inf, fit.error
+    n_passes = 0
+    while n_passes < limit:
+        gradient = problem.exact_gradient(fit.frame, fit.design, fit.responses, coef)
+        if fit.ridge.any():
+            gradient = dd.add(gradient, dd.negative(dd.multiply(coef, (penalty, np.zeros_like(penalty)))))
+        change = fit.factor.solve(gradient[0])
+        n_passes += 1
+        size = float(np.sqrt(((change[first:] * fit.factor.norm[:, None]) ** 2).sum()))
+        if n_passes > 1:
+            if size > 0.5 * previous:
+                break
+            rate = size / previous
+        previous = size
+        coef = dd.add(coef, (change, np.zeros_like(change)))
+        error = rate * _change_ratio(fit, change, coef[0])
+        if error <= EPS / 4 or size == 0:
+            break
+    return replace(fit, coef=coef, error=max(error, fit.floor)), n_passes
+
+
+def _change_ratio(fit: Fit, change: np.ndarray, coef: np.ndarray) -> float:
+    """The largest relative change of a coefficient or intercept, those of rounding size left out."""
+    first = len(fit.design) - len(fit.ridge)
+    scaled = np.abs(coef[first:]) * fit.factor.norm[:, None]
+    counted = scaled > EPS**2 * scaled.max(0, initial=0.0)
+    ratio = np.divide(np.abs(change[first:]), np.abs(coef[first:]), out=np.zeros_like(scaled), where=counted)
+    worst = float(ratio.max(initial=0.0))
+    if first:
+        absolute = np.sqrt(((change[1:] * fit.factor.norm[:, None]) ** 2).sum(0))
+        worst = max(worst, _intercept_error(replace(fit, coef=(coef, coef)), absolute, 0.0))
+    return worst
+
+
+def _to_solution(fit: Fit, n_features: int, solver: str, tol: float, n_passes: int) -> Solution:
+    active = fit.design[fit.design > 0] - 1
+    dependent = fit.responses[fit.responses <= n_features] - 1
+    coef, intercept = in_user_units(fit)
+    coef, intercept = assemble(active, dependent, n_features, coef, intercept)
+    status = Status.OPTIMAL if len(active) == n_features else Status.MINIMUM_NORM
+    return Solution(
+        coef=coef,
+        intercept=intercept,
+        rank=len(active),
+        condition_number=fit.condition_number,
+        solver=solver,
+        status=status if fit.error <= tol else Status.DIGITS_LOST,
+        n_iter=n_passes,
+        error=fit.error,
+    )
+
+
+def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
+    """Coefficients, shape (n_columns, n_responses), and intercepts, shape (1, n_responses), of the raw columns."""
+    shift = fit.frame.shift.cpu().numpy()
+    scale = np.ones_like(shift) if fit.frame.scale is None else fit.frame.scale.cpu().numpy()
+    first = len(fit.design) - len(fit.ridge)
+    columns = fit.design[first:]
+    change = scale[columns][:, None] / scale[fit.responses]
+    coef = fit.coef[0][first:] * change, fit.coef[1][first:] * change
+    zero = np.zeros((1, len(fit.responses)))
+    if not first:
+        return coef, (zero, zero)
+    intercept = fit.coef[0][:1] / scale[fit.responses], fit.coef[1][:1] / scale[fit.responses]
+    moved = dd.matmul((shift[columns][None], np.zeros((1, len(columns)))), coef)
+    intercept = dd.add(dd.add((shift[fit.responses][None], zero), intercept), dd.negative(moved))
+    return coef, intercept

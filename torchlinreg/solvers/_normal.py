@@ -1,0 +1,132 @@
+"""Small dense algebra that the exact solvers share: factors, condition numbers, least norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lapack, svdvals
+
+from torchlinreg import _compensated as dd
+
+DoubleDouble = tuple[np.ndarray, np.ndarray]
+
+# Up to this size all singular values cost less than 1 ms; beyond it the extremes are iterated.
+SMALL = 64
+MAX_REFINEMENTS = 30
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Triangular factor of a centred design with unit columns.
+
+    ``upper.T @ upper`` approximates the (ridge-penalised) Gram matrix of the columns divided by `norm`.
+    `offset` is the mean of the design columns in their frame, None without intercept.
+    """
+
+    upper: np.ndarray  # shape: (n_columns, n_columns)
+    norm: np.ndarray  # shape: (n_columns,)
+    offset: np.ndarray | None  # shape: (n_columns,)
+    weight_sum: float
+
+    def solve(self, gradient: np.ndarray) -> np.ndarray:
+        """The change of ``[intercept, coef]`` (or ``coef``) that takes a gradient of that shape to 0."""
+        if self.offset is None:
+            return self._solve_centred(gradient)
+        coef = self._solve_centred(gradient[1:] - np.outer(self.offset, gradient[0]))
+        intercept = gradient[0] / self.weight_sum - self.offset @ coef
+        return np.concatenate([intercept[None], coef])
+
+    def _solve_centred(self, gradient: np.ndarray) -> np.ndarray:
+        return solve_upper(self.upper, gradient / self.norm[:, None]) / self.norm[:, None]
+
+
+def cholesky(matrix: np.ndarray) -> np.ndarray | None:
+    """Upper Cholesky factor from the upper triangle, or None where the matrix is not positive definite."""
+    if len(matrix) == 0:
+        return matrix
+    upper, info = lapack.dpotrf(matrix, lower=0, clean=1)
+    return upper if info == 0 else None
+
+
+def solve_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Solve ``upper.T @ upper @ x = right``."""
+    if right.size == 0:
+        return np.zeros_like(right)
+    return lapack.dpotrs(upper, right, lower=0)[0]
+
+
+def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
+    """The largest and smallest singular value of a triangular factor; to about 10 % where it is large."""
+    size = len(upper)
+    if size == 0:
+        return 1.0, 1.0
+    if size <= SMALL:
+        values = svdvals(upper, check_finite=False)
+        return float(values[0]), float(values[-1])
+    start = np.random.default_rng(0).standard_normal((size, 2))  # touches no random state of the user
+    largest = _largest_eigenvalue(lambda v: upper.T @ (upper @ v), start)
+    smallest = 1 / _largest_eigenvalue(lambda v: solve_upper(upper, v), start)
+    return float(np.sqrt(largest)), float(np.sqrt(smallest))
+
+
+def _largest_eigenvalue(apply: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray) -> float:
+    """Largest eigenvalue of a symmetric positive operator by a dozen steps of subspace iteration."""
+    for _ in range(12):
+        image = apply(np.linalg.qr(vectors)[0])
+        vectors = image
+    return float(np.linalg.norm(image, 2))
+
+
+def assemble(
+    active: np.ndarray,
+    dependent: np.ndarray,
+    n_features: int,
+    coef: DoubleDouble,
+    intercept: DoubleDouble,
+) -> tuple[np.ndarray, np.ndarray]:
+    """All features' coefficients, of least norm, from a fit of independent columns.
+
+    `coef`, shape (n_active, n_targets + n_dependent), explains the targets and then the dependent columns
+    by the active ones; `intercept`, shape (1, n_targets + n_dependent), belongs to it.
+    """
+    n_targets = coef[0].shape[1] - len(dependent)
+    target = coef[0][:, :n_targets], coef[1][:, :n_targets]
+    intercept_target = intercept[0][:, :n_targets], intercept[1][:, :n_targets]
+    full = np.zeros((n_features, n_targets))
+    if len(dependent):
+        transfer = coef[0][:, n_targets:], coef[1][:, n_targets:]
+        target, rest = least_norm(transfer, target)
+        moved = dd.matmul((intercept[0][:, n_targets:], intercept[1][:, n_targets:]), rest)
+        intercept_target = dd.add(intercept_target, dd.negative(moved))
+        full[dependent] = rest[0] + rest[1]
+    full[active] = target[0] + target[1]
+    return full, (intercept_target[0] + intercept_target[1])[0]
+
+
+def least_norm(transfer: DoubleDouble, coef: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
+    """The `a` and `b` of least norm with ``a + transfer @ b == coef``.
+
+    They are ``a = (I + transfer transfer.T)^-1 coef`` and ``b = transfer.T a``, solved by refinement with
+    double-double residuals.
+    """
+    matrix = np.eye(len(coef[0])) + transfer[0] @ transfer[0].T
+    norm = np.sqrt(matrix.diagonal())
+    upper = cholesky(matrix / norm[:, None] / norm)
+    assert upper is not None  # a unit matrix plus a positive semidefinite one
+    transposed = transfer[0].T, transfer[1].T
+    solution = np.zeros_like(coef[0]), np.zeros_like(coef[0])
+    previous = np.inf
+    for _ in range(MAX_REFINEMENTS):
+        residual = dd.add(
+            dd.add(coef, dd.negative(solution)),
+            dd.negative(dd.matmul(transfer, dd.matmul(transposed, solution))),
+        )
+        change = solve_upper(upper, residual[0] / norm[:, None]) / norm[:, None]
+        size = float(np.abs(change * norm[:, None]).max(initial=0.0))
+        if size >= previous:
+            break
+        previous = size
+        solution = dd.add(solution, (change, np.zeros_like(change)))
+    return solution, dd.matmul(transposed, solution)
