@@ -136,20 +136,22 @@ def pivoted_cholesky(
     return factor, order, size
 
 
-def slices(x: Array, n_slices: int) -> list[Array]:
-    """Cut ``x`` with ``|x| <= 1`` into ``n_slices`` arrays that sum to it exactly.
+def slices(high: Array, low: Array, n_slices: int) -> list[Array]:
+    """Cut ``high + low``, with ``|high| <= 1``, into `n_slices` arrays that sum to it.
 
     Slice ``k`` (from 0) holds multiples of ``2**(1 - 22 (k + 1))`` that need 22 bits with their sign; the
-    last one holds all that is left.
+    last one is what is left, rounded once.
     """
     parts = []
     for k in range(n_slices - 1):
         # Adding sigma rounds to the wanted multiple, because that multiple is sigma's unit in the last place.
         sigma = 1.5 * 2.0 ** (53 - SLICE_BITS * (k + 1))
-        part = (x + sigma) - sigma
+        part = (high + sigma) - sigma
         parts.append(part)
-        x = x - part
-    parts.append(x)
+        high = high - part
+        if k % 2:  # two slices are 44 of the 53 bits of `high`: time to bring up `low`
+            high, low = two_sum(high, low)
+    parts.append(high + low)
     return parts
 
 

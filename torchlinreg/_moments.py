@@ -23,7 +23,7 @@ SAFE_RANGE = (1e-140, 1e140)
 # threads anew each time (measured on two cores).
 SYMMETRIC_PRODUCT_COLUMNS = 192
 BATCHES = 16
-N_SLICES = 4
+N_SLICES = 5
 # Products of slices i and j are of the order of 2**(-22 (i + j)); those beyond this level are dropped.
 LAST_LEVEL = 4
 
@@ -48,10 +48,11 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     head = blocks.head(HEAD_ROWS)
     assert head.X is not None
     columns = torch.cat([head.X.to(torch.float64), head.y], dim=1)
+    if head.weight is not None:
+        columns = columns[head.weight > 0]
     shift = torch.zeros(1 + columns.shape[1], dtype=torch.float64, device=columns.device)
     if fit_intercept:
-        mean = columns.mean(0)
-        shift[1:] = torch.where((columns == columns[0]).all(0), columns[0], mean)
+        shift[1:] = _round_mean(columns)
         if blocks.is_sparse:
             shift[1 : 1 + blocks.n_features] = 0  # a shift would fill the zeros
     if largest is None:
@@ -64,13 +65,24 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     return Frame(shift, scale)
 
 
+def _round_mean(columns: torch.Tensor) -> torch.Tensor:
+    """Means of columns to about an eighth of their spread; so round that subtracting one is mostly exact."""
+    lowest, highest = torch.aminmax(columns, dim=0)
+    mean = columns.mean(0)
+    unit = dd.slice_scale((highest - lowest) / 64)
+    rounded = torch.round(mean / unit) * unit
+    return torch.where(highest > lowest, rounded, columns[0])
+
+
 def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
     """The largest ``|column - shift|`` of x and y; a pass over the rows."""
 
     def of(block: Block) -> torch.Tensor:
         assert block.X is not None
-        columns = torch.cat([block.X.to(torch.float64), block.y], dim=1)
-        return (columns - frame.shift[1:]).abs().amax(0)
+        columns = (torch.cat([block.X.to(torch.float64), block.y], dim=1) - frame.shift[1:]).abs()
+        if block.weight is not None:
+            columns = torch.where(block.weight[:, None] > 0, columns, 0.0)
+        return columns.amax(0)
 
     return blocks.map_reduce(of, torch.maximum, dense=True)
 
@@ -228,10 +240,10 @@ class ExactMomentsOf:
         if rows.remainder_weight is None:
             right = left
         else:
-            high, low = dd.two_product(rows.high, rows.remainder_weight[:, None])
-            right = dd.slices(high / 2, N_SLICES)
-            right[-1] = right[-1] + (low + rows.low * rows.remainder_weight[:, None]) / 2
-        high, low = exact_product(left, right)
+            weight = rows.remainder_weight[:, None]
+            high, low = dd.multiply((rows.high, rows.low), (weight, torch.zeros_like(weight)))
+            right = dd.slices(high / 2, low / 2, N_SLICES)
+        high, low = dd.sum_over_first_axis(exact_product(left, right, LAST_LEVEL))
         factor = rows.scale[:, None] * rows.scale
         if rows.remainder_weight is not None:
             factor = 2 * factor
@@ -252,9 +264,7 @@ class ExactRows(NamedTuple):
 
     def slices(self, n_slices: int) -> list[torch.Tensor]:
         """Slices of the columns, see `_compensated.slices`."""
-        parts = dd.slices(self.high, n_slices)
-        parts[-1] = parts[-1] + self.low
-        return parts
+        return dd.slices(self.high, self.low, n_slices)
 
 
 def exact_rows(block: Block, frame: Frame) -> ExactRows:
@@ -277,12 +287,13 @@ def exact_rows(block: Block, frame: Frame) -> ExactRows:
 
 
 def exact_product(
-    left: list[torch.Tensor], right: list[torch.Tensor]
+    left: list[torch.Tensor], right: list[torch.Tensor], last_level: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``left.T @ right`` over the rows, as a double-double, from their slices.
+    """``left.T @ right`` over the rows from their slices, one double-double for each level of magnitude.
 
-    Products of slices are exact in float64 over at most `EXACT_INNER_LENGTH` rows, so the rows are cut
-    into batches, whose results are added as double-doubles.
+    Level ``k``, of the order of ``2**(-22 k)`` of the whole, is the sum of the products of slices ``i`` and
+    ``k - i``. Such products are exact in float64 over at most `EXACT_INNER_LENGTH` rows, so the rows are
+    cut into batches. Levels beyond the last are dropped. Shape: (n_levels, n_left, n_right).
     """
     n_rows = len(left[0])
     n_batches = -(-n_rows // dd.EXACT_INNER_LENGTH)
@@ -294,15 +305,12 @@ def exact_product(
             part = torch.nn.functional.pad(part, (0, 0, 0, padding))
         return part.reshape(n_batches, length, -1)
 
-    left = [batched(part) for part in left]
-    right = left if right is left else [batched(part) for part in right]
-    width = right[0].shape[2]
-    levels: list[torch.Tensor | None] = [None] * (LAST_LEVEL + 1)
-    for i, part in enumerate(left):
-        partners = right[: LAST_LEVEL + 1 - i]
-        products = torch.bmm(part.transpose(1, 2), torch.cat(partners, dim=2))
-        for j in range(len(partners)):
-            product = products[:, :, j * width : (j + 1) * width]
-            level = levels[i + j]
-            levels[i + j] = product if level is None else level + product
-    return dd.sum_over_first_axis(dd.sum_levels([level for level in levels if level is not None]))
+    partners = torch.cat([batched(part) for part in right], dim=2)
+    width = right[0].shape[1]
+    shape = n_batches, last_level + 1, left[0].shape[1], width
+    high = torch.zeros(shape, dtype=torch.float64, device=partners.device)
+    for i, part in enumerate(left[: last_level + 1]):
+        n_partners = min(len(right), last_level + 1 - i)
+        products = torch.bmm(batched(part).transpose(1, 2), partners[:, :, : n_partners * width])
+        high[:, i : i + n_partners] += products.unflatten(2, (n_partners, width)).transpose(1, 2)
+    return dd.sum_over_first_axis((high, torch.zeros_like(high)))

@@ -69,7 +69,7 @@ class Problem:
     ) -> np.ndarray:
         """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
         of = GradientOf(frame, design, responses, coef)
-        return self.blocks.map_reduce(of, Gradient.merge, dense=True).high.cpu().numpy()
+        return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()[0]
 
     def exact_gradient(
         self,
@@ -80,8 +80,7 @@ class Problem:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same for a double-double model, as a double-double of about 100 bits; one pass."""
         of = ExactGradientOf(frame, design, responses, coef)
-        gradient = self.blocks.map_reduce(of, Gradient.merge, dense=True)
-        return gradient.high.cpu().numpy(), gradient.low.cpu().numpy()
+        return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()
 
 
 def _is_sound(moments: Moments) -> bool:

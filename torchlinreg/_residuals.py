@@ -16,21 +16,34 @@ from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block
 from torchlinreg._moments import ExactRows, Frame, ShiftedRows, exact_product, exact_rows
 
+# Residuals need about 90 bits: their error reaches the coefficients times the condition number.
 N_SLICES = 3
+# The gradient's own error reaches them times its square; levels to 2**-154 serve conditions up to 1e14.
+GRADIENT_SLICES = 6
+LAST_LEVEL = 6
 
 
 class Gradient(NamedTuple):
-    """``design.T @ (weight * residual)`` as a double-double and the weighted sum of squared residuals."""
+    """``design.T @ (weight * residual)`` as a sum of levels of falling magnitude, each a double-double.
 
-    high: torch.Tensor  # shape: (n_design, n_responses)
-    low: torch.Tensor  # shape: (n_design, n_responses)
-    rss: torch.Tensor  # shape: (n_responses,)
+    Blocks' gradients cancel in their sum, so the levels are kept apart until all blocks are merged.
+    """
+
+    high: torch.Tensor  # shape: (n_levels, n_design, n_responses)
+    low: torch.Tensor  # shape: (n_levels, n_design, n_responses)
 
     @staticmethod
     def merge(a: Gradient, b: Gradient) -> Gradient:
         """Gradient over the rows of both."""
-        high, low = dd.add((a.high, a.low), (b.high, b.low))
-        return Gradient(high, low, a.rss + b.rss)
+        return Gradient(*dd.add((a.high, a.low), (b.high, b.low)))
+
+    def total(self) -> tuple[np.ndarray, np.ndarray]:
+        """The gradient as one double-double, shape (n_design, n_responses)."""
+        high, low = self.high.cpu().numpy(), self.low.cpu().numpy()
+        result = high[0], low[0]
+        for level in zip(high[1:], low[1:], strict=True):
+            result = dd.add(result, level)
+        return result
 
 
 class GradientOf:
@@ -56,8 +69,8 @@ class GradientOf:
     def __call__(self, block: Block) -> Gradient:
         rows = self._rows(block)
         residual = rows @ self._contrast
-        gradient = (rows.T @ residual)[self._design]
-        return Gradient(gradient, torch.zeros_like(gradient), residual.square().sum(0))
+        gradient = (rows.T @ residual)[None, self._design]
+        return Gradient(gradient, torch.zeros_like(gradient))
 
 
 class ExactGradientOf:
@@ -79,31 +92,25 @@ class ExactGradientOf:
     def __call__(self, block: Block) -> Gradient:
         rows = exact_rows(block, self.frame)
         design = columns_of(rows, self._design)
-        slices = design.slices(N_SLICES)
-        residual = exact_residual(slices, design.scale, self._coef, columns_of(rows, self._responses))
+        residual = exact_residual(design, self._coef, columns_of(rows, self._responses))
         weighted = residual
         if rows.remainder_weight is not None:
             weight = rows.remainder_weight[:, None]
             weighted = dd.multiply(residual, (weight, torch.zeros_like(weight)))
-        high, low = exact_transposed_product(slices, weighted)
-        scale = design.scale[:, None]
-        return Gradient(high * scale, low * scale, (residual[0] * weighted[0]).sum(0))
+        return Gradient(*exact_transposed_product(design, weighted))
 
 
 def exact_residual(
-    slices: list[torch.Tensor],
-    scale: torch.Tensor,
-    coef: tuple[torch.Tensor, torch.Tensor],
-    responses: ExactRows,
+    design: ExactRows, coef: tuple[torch.Tensor, torch.Tensor], responses: ExactRows
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``responses - (slices * scale) @ coef`` as a double-double; shape: (n_rows, n_responses)."""
+    """``responses - design @ coef`` as a double-double; shape: (n_rows, n_responses)."""
+    slices, scale = design.slices(N_SLICES), design.scale
     high = responses.high * responses.scale
     low = responses.low * responses.scale
     scaled = (coef[0] * scale[:, None], coef[1] * scale[:, None])
     coef_scale = dd.slice_scale(scaled[0].abs().amax(0))
     width = len(coef_scale)
-    coef_slices = dd.slices(scaled[0] / coef_scale, N_SLICES)
-    coef_slices[-1] = coef_slices[-1] + scaled[1] / coef_scale
+    coef_slices = dd.slices(scaled[0] / coef_scale, scaled[1] / coef_scale, N_SLICES)
     stacked = torch.cat(coef_slices, dim=1)
     for start in range(0, len(scale), dd.EXACT_INNER_LENGTH):
         inner = slice(start, start + dd.EXACT_INNER_LENGTH)
@@ -120,14 +127,14 @@ def exact_residual(
 
 
 def exact_transposed_product(
-    slices: list[torch.Tensor], values: tuple[torch.Tensor, torch.Tensor]
+    design: ExactRows, values: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``slices.T @ values`` over the rows, for double-double values of shape (n_rows, n_responses)."""
+    """``design.T @ values`` over the rows, by levels; values are a double-double of shape (n_rows, n_responses)."""
     scale = dd.slice_scale(values[0].abs().amax(0))
-    value_slices = dd.slices(values[0] / scale, N_SLICES)
-    value_slices[-1] = value_slices[-1] + values[1] / scale
-    high, low = exact_product(slices, value_slices)
-    return high * scale, low * scale
+    right = dd.slices(values[0] / scale, values[1] / scale, GRADIENT_SLICES)
+    high, low = exact_product(design.slices(GRADIENT_SLICES), right, LAST_LEVEL)
+    factor = design.scale[:, None] * scale
+    return high * factor, low * factor
 
 
 def columns_of(rows: ExactRows, index: torch.Tensor) -> ExactRows:

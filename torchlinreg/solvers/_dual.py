@@ -9,7 +9,6 @@ The factor of that matrix is float64, or double-double where it is ill-condition
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,20 +17,16 @@ from scipy.linalg import qr
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks, tensor_blocks
-from torchlinreg._moments import SAFE_RANGE, Frame, exact_product, exact_rows
+from torchlinreg._moments import LAST_LEVEL, N_SLICES, SAFE_RANGE, Frame, exact_product, exact_rows
 from torchlinreg._problem import Problem
-from torchlinreg._residuals import (
-    N_SLICES,
-    columns_of,
-    exact_residual,
-    exact_transposed_product,
-)
+from torchlinreg._residuals import columns_of, exact_residual, exact_transposed_product
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers._exact import (
     EPS,
     MAX_REFINEMENTS,
     RANK_TOLERANCE,
     SLOWEST_REFINEMENT,
+    ZERO,
     fit_exact_moments,
     in_user_units,
 )
@@ -96,8 +91,8 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     system = _factorise(blocks, frame, diagonal, problem.fit_intercept)
     if system is None:
         return _solve_by_columns(problem, blocks, tol)
-    coef, intercept, error, n_passes = _refine(blocks, frame, diagonal, system, max_iter)
-    coef, intercept = _in_user_units(frame, coef, intercept, problem.fit_intercept)
+    limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter
+    coef, intercept, error, n_passes = _refine(problem, blocks, frame, diagonal, system, limit)
     status = Status.OPTIMAL if problem.alpha > 0 else Status.MINIMUM_NORM
     return Solution(
         coef=coef[0] + coef[1],
@@ -195,46 +190,51 @@ def _exact_kernel(blocks: RowBlocks, frame: Frame) -> DoubleDouble:
     high = torch.cat([(part.high * part.scale)[:, inside] for part in parts]).T
     low = torch.cat([(part.low * part.scale)[:, inside] for part in parts]).T
     scale = dd.slice_scale(high.abs().amax(0))
-    slices = dd.slices(high / scale, N_SLICES + 1)
-    slices[-1] = slices[-1] + low / scale
-    product = exact_product(slices, slices)
+    slices = dd.slices(high / scale, low / scale, N_SLICES)
+    product = dd.sum_over_first_axis(exact_product(slices, slices, LAST_LEVEL))
     factor = (scale[:, None] * scale).cpu().numpy()
     return product[0].cpu().numpy() * factor, product[1].cpu().numpy() * factor
 
 
 def _refine(
-    blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, system: _System, max_iter: int | None
+    problem: Problem, blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, system: _System, limit: int
 ) -> tuple[DoubleDouble, DoubleDouble, float, int]:
-    """Coefficients and intercept in the frame, until a pass no longer changes them."""
+    """Coefficients and intercept in the user's units, refined until a pass no longer changes them."""
     shape = blocks.n_samples, blocks.n_targets
     dual: DoubleDouble = np.zeros(shape), np.zeros(shape)
-    intercept: DoubleDouble = np.zeros((1, shape[1])), np.zeros((1, shape[1]))
-    coef: DoubleDouble = np.zeros((blocks.n_features, shape[1])), np.zeros((blocks.n_features, shape[1]))
-    limit = MAX_REFINEMENTS if max_iter is None else max(2, max_iter + 1)
+    constant: DoubleDouble = np.zeros((1, shape[1])), np.zeros((1, shape[1]))
+    scaled: DoubleDouble = np.zeros((blocks.n_features, shape[1])), np.zeros((blocks.n_features, shape[1]))
+    coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
     rate, error, previous = min(system.rate, 0.5), np.inf, np.inf
     n_passes = 0
     while n_passes < limit:
-        residual = _residual(blocks, frame, diagonal, dual, intercept, coef)
+        residual = _residual(blocks, frame, diagonal, dual, constant, scaled)
         excess = -(dual[0].sum(0) + dual[1].sum(0))
-        change, change_intercept = system.solve(residual[0], excess)
+        change, change_constant = system.solve(residual[0], excess)
         dual = dd.add(dual, (change, np.zeros_like(change)))
-        intercept = dd.add(intercept, (change_intercept[None], np.zeros((1, shape[1]))))
-        old, coef = coef, _coefficients(blocks, frame, dual)
+        constant = dd.add(constant, (change_constant[None], np.zeros((1, shape[1]))))
+        scaled = _coefficients(blocks, frame, dual)
+        before = coef, intercept
+        coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
         n_passes += 1
-        moved = dd.add(coef, dd.negative(old))[0]
-        size = float(np.sqrt((moved**2).sum()))
+        moved = max(_relative_change(*pair) for pair in zip(before, (coef, intercept), strict=True))
         if n_passes > 2:
-            if size > 0.5 * previous:
+            if moved > 0.5 * previous:
                 break
-            rate = size / previous
-        previous = size
-        bound = EPS**2 * np.abs(coef[0]).max(initial=0.0)
-        counted = np.abs(coef[0]) > bound
-        ratio = np.divide(np.abs(moved), np.abs(coef[0]), out=np.zeros_like(moved), where=counted)
-        error = rate * float(ratio.max(initial=0.0))
+            rate = moved / previous
+        previous = moved
+        error = rate * moved
         if error <= EPS / 4:
             break
     return coef, intercept, error, n_passes
+
+
+def _relative_change(old: DoubleDouble, new: DoubleDouble) -> float:
+    """The largest change relative to the new value, among values that are not zero but for rounding."""
+    moved = np.abs(dd.add(new, dd.negative(old))[0])
+    size = np.abs(new[0])
+    counted = size > ZERO * size.max(0, initial=0.0)
+    return float(np.divide(moved, size, out=np.zeros_like(size), where=counted).max(initial=0.0))
 
 
 def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:
@@ -248,9 +248,7 @@ def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> Double
         rows = columns_of(exact_rows(block._replace(weight=None), frame), features)
         part = slice(start, start + len(block.y))
         values = torch.from_numpy(dual[0][part]).to(device), torch.from_numpy(dual[1][part]).to(device)
-        product = exact_transposed_product(rows.slices(N_SLICES), values)
-        scale = rows.scale[:, None]
-        result = dd.add(result, (product[0] * scale, product[1] * scale))
+        result = dd.add(result, dd.sum_over_first_axis(exact_transposed_product(rows, values)))
         start += len(block.y)
     return result[0].cpu().numpy(), result[1].cpu().numpy()
 
@@ -275,7 +273,7 @@ def _residual(
         rows = exact_rows(block._replace(weight=None), frame)
         design = columns_of(rows, torch.arange(n_columns, device=device))
         responses = columns_of(rows, torch.arange(n_columns, len(frame.shift), device=device))
-        parts.append(exact_residual(design.slices(N_SLICES), design.scale, model, responses))
+        parts.append(exact_residual(design, model, responses))
     residual: DoubleDouble = (
         torch.cat([part[0] for part in parts]).cpu().numpy(),
         torch.cat([part[1] for part in parts]).cpu().numpy(),

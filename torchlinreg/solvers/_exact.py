@@ -30,17 +30,20 @@ from torchlinreg.solvers._normal import (
 EPS = 2.0**-53
 # Rounding errors of a blocked Gram matrix relative to the columns' norms, as measured.
 GRAM_ROUNDOFF = 4e-16
-# Rounding errors of the exact passes, relative to the largest terms.
-EXACT_ROUNDOFF = 2.0**-96
+# Rounding errors of exact residuals, and of their products with the columns, relative to the largest terms.
+RESIDUAL_ROUNDOFF = 2.0**-95
+PRODUCT_ROUNDOFF = 2.0**-145
 # Each pass of refinement must shrink the error by this at least, or the float64 factor is not good enough.
 SLOWEST_REFINEMENT = 1e-2
 # With unit columns, a pivot of the Gram matrix below the square of this is a dependent column: columns that
 # were computed as dependent in float64 come out at 1e-16, and conditions up to 1e14 must stay full rank.
 RANK_TOLERANCE = 1e-15
 MAX_REFINEMENTS = 30
-# Up to this many numbers, even coefficients at the level of rounding are worth a refinement.
-SMALL_DATA = 100_000
+# Coefficients that change the prediction by less than this share of y are at the level of rounding; only in
+# data of up to SMALL_DATA numbers are they worth a refinement, and below ZERO they pass for zeros.
 NEGLIGIBLE = 1e-13
+SMALL_DATA = 100_000
+ZERO = 1e-20
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,19 @@ class Fit:
     """
 
     frame: Frame
+    n_features: int
     design: np.ndarray  # columns of the frame, the intercept's 0 first if there is one
     responses: np.ndarray  # columns of the frame: y first, then features that depend on the design
     coef: DoubleDouble  # shape: (n_design, n_responses)
     ridge: np.ndarray  # shape: (n_design,)
     factor: Factor
-    condition_number: float
-    error: float
-    float64_error: float
-    rate: float
-    floor: float
+    response_norm: np.ndarray  # shape: (n_responses,)
+    condition_number: float = 1.0
+    smallest: float = 1.0  # singular value of the design with unit columns
+    error: float = 0.0
+    float64_error: float = 0.0
+    rate: float = 0.0
+    floor: float = 0.0
 
 
 def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -96,7 +102,7 @@ def solve_accumulated(
 ) -> Solution:
     """The same from moments alone, whose rows are gone."""
     fit = fit_exact_moments(moments, n_features, alpha, fit_intercept)
-    return _to_solution(fit, n_features, "exact", tol, n_passes=1)
+    return _to_solution(fit, "exact", tol, n_passes=1)
 
 
 def fit_moments(problem: Problem) -> Fit | None:
@@ -131,23 +137,22 @@ def fit_moments(problem: Problem) -> Fit | None:
     coef = solve_upper(upper, cross / norm[:, None]) / norm[:, None]
     design, coef = _with_intercept(active, offset, coef, n_features)
     cancellation = float((raw.diagonal()[1 + active] / diagonal[active]).max(initial=1.0))
-    response_norm = np.sqrt(raw.diagonal()[1 + n_features :])
     rss = scatter.diagonal()[n_features:] - (cross * coef[-len(active) :] if len(active) else cross).sum(0)
     return _assessed(
         Fit(
             moments.frame,
+            n_features,
             design,
             np.arange(1 + n_features, len(raw)),
             (coef, np.zeros_like(coef)),
             ridge[active],
             factor,
-            *([0.0] * 5),
+            np.sqrt(raw.diagonal()[1 + n_features :]),
         ),
         n_samples=moments.n_samples,
         roundoff=GRAM_ROUNDOFF,
         cancellation=cancellation,
-        response_norm=response_norm,
-        residual_norm=np.sqrt(np.maximum(rss, 0)),
+        rss=rss,
         factor_roundoff=None,
     )
 
@@ -201,20 +206,19 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
     cross = scatter[0][np.ix_(active, explained)], scatter[1][np.ix_(active, explained)]
     coef = _solve_refined(factor, gram, cross)
     design = 1 + active
-    residual = cross[0] * coef[0]
+    explained_norm = cross[0] * coef[0]
     if offset is not None:
         shift = dd.matmul((offset[0][active][None], offset[1][active][None]), coef)
         intercept = dd.add((offset[0][explained][None], offset[1][explained][None]), dd.negative(shift))
         coef = np.concatenate([intercept[0], coef[0]]), np.concatenate([intercept[1], coef[1]])
         design = np.concatenate([[0], design])
-    rss = scatter[0].diagonal()[explained] - residual.sum(0)
+    rss = scatter[0].diagonal()[explained] - explained_norm.sum(0)
     return _assessed(
-        Fit(moments.frame, design, 1 + explained, coef, ridge[active], factor, *([0.0] * 5)),
+        Fit(moments.frame, n_features, design, 1 + explained, coef, ridge[active], factor, np.sqrt(raw_diagonal[explained])),
         n_samples=moments.n_samples,
         roundoff=moments.unit_roundoff,
         cancellation=cancellation,
-        response_norm=np.sqrt(raw_diagonal[explained]),
-        residual_norm=np.sqrt(np.maximum(rss, 0)),
+        rss=rss,
         factor_roundoff=EPS,
     )
 
@@ -223,24 +227,18 @@ def _solve_refined(factor: Factor, gram: DoubleDouble, cross: DoubleDouble) -> D
     """Solve ``gram @ coef = cross`` to double-double accuracy, preconditioned by the factor."""
     centred = replace(factor, offset=None)
     coef = np.zeros_like(cross[0]), np.zeros_like(cross[0])
-    smallest = np.inf
+    previous = np.full(cross[0].shape[1], np.inf)
     for _ in range(MAX_REFINEMENTS):
         residual = dd.add(cross, dd.negative(dd.matmul(gram, coef)))
         change = centred.solve(residual[0])
-        size = _largest_ratio(change, coef[0] + change)
-        if size >= smallest:
+        energy = centred.energy(change)
+        if (energy > 0.5 * previous).all():
             break
-        smallest = size
+        previous = energy
         coef = dd.add(coef, (change, np.zeros_like(change)))
-        if size < 2.0**-100:
+        if not energy.any():
             break
     return coef
-
-
-def _largest_ratio(change: np.ndarray, value: np.ndarray) -> float:
-    """The largest change of a row relative to that row's value."""
-    size = np.abs(value)
-    return float(np.divide(np.abs(change), size, out=np.zeros_like(size), where=size > 0).max(initial=0.0))
 
 
 def _assessed(
@@ -249,8 +247,7 @@ def _assessed(
     n_samples: int,
     roundoff: float,
     cancellation: float,
-    response_norm: np.ndarray,
-    residual_norm: np.ndarray,
+    rss: np.ndarray,
     factor_roundoff: float | None,
 ) -> Fit:
     """The fit with its condition number and estimates of its errors.
@@ -263,7 +260,8 @@ def _assessed(
     largest, smallest = extreme_singular_values(fit.factor.upper)
     size = np.sqrt(max(1, len(coef)))
     scaled = np.abs(coef) * fit.factor.norm[:, None]
-    total = np.sqrt((scaled**2).sum(0)) + response_norm
+    total = np.sqrt((scaled**2).sum(0)) + fit.response_norm
+    residual_norm = np.sqrt(np.maximum(rss, EPS * total**2))
     error = roundoff * cancellation / smallest**2 * total
     if factor_roundoff is None:
         rate = 4 * size * roundoff * cancellation / smallest**2
@@ -274,28 +272,34 @@ def _assessed(
         + 4 * EPS * np.sqrt(cancellation / n_samples) / smallest * total
         + rate * error
     )
-    floor = EXACT_ROUNDOFF * cancellation * (residual_norm / smallest**2 + total / smallest)
-    small = n_samples * (1 + len(coef)) <= SMALL_DATA
-
-    def relative(absolute: np.ndarray, known_bits: float) -> float:
-        worst = 0.0
-        if len(coef):
-            least = 0.0 if small else NEGLIGIBLE
-            counted = scaled > least * total
-            ratio = np.divide(absolute, scaled, out=np.zeros_like(scaled), where=counted)
-            worst = float(ratio.max())
-        if first:
-            worst = max(worst, _intercept_error(fit, absolute, known_bits))
-        return worst
-
+    floor = cancellation * (
+        PRODUCT_ROUNDOFF * residual_norm / smallest**2 + RESIDUAL_ROUNDOFF * total / smallest
+    )
+    least = ZERO if n_samples * (1 + len(coef)) <= SMALL_DATA else NEGLIGIBLE
+    fit = replace(fit, condition_number=largest / smallest, smallest=smallest, rate=rate)
     return replace(
         fit,
-        condition_number=largest / smallest,
-        error=relative(error, EPS if roundoff > EPS else EPS**2),
-        float64_error=relative(float64_error, EPS),
-        rate=rate,
-        floor=relative(floor, EPS**2),
+        error=_relative_error(fit, error, least, EPS if roundoff > EPS else EPS**2),
+        float64_error=_relative_error(fit, float64_error, least, EPS),
+        floor=_relative_error(fit, floor, least, EPS**2),
     )
+
+
+def _relative_error(fit: Fit, absolute: np.ndarray, least: float, roundoff: float) -> float:
+    """The largest relative error of a coefficient or intercept.
+
+    `absolute` is the error, in norm, of the coefficients of unit columns, per response. Coefficients
+    below `least` of the response pass for zeros. Of columns explained by others, no single coefficient
+    matters by itself.
+    """
+    first = len(fit.design) - len(fit.ridge)
+    scaled = np.abs(fit.coef[0][first:]) * fit.factor.norm[:, None]
+    largest = scaled.max(0, initial=0.0)
+    measure = np.maximum(scaled, np.where(fit.responses <= fit.n_features, largest, 0.0))
+    total = np.maximum(largest, fit.response_norm)
+    ratio = np.divide(absolute, measure, out=np.zeros_like(scaled), where=measure > least * total)
+    worst = float(ratio.max(initial=0.0))
+    return max(worst, _intercept_error(fit, absolute, roundoff)) if first else worst
 
 
 def _intercept_error(fit: Fit, absolute: np.ndarray, known: float) -> float:
@@ -326,7 +330,7 @@ def _finish(
         else:
             fit, passes = _refine_exactly(problem, fit, limit)
         n_passes += passes
-    return _to_solution(fit, problem.blocks.n_features, solver, tol, n_passes)
+    return _to_solution(fit, solver, tol, n_passes)
 
 
 def _refine_in_float64(problem: Problem, fit: Fit) -> Fit:
@@ -344,42 +348,33 @@ def _refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
     first = len(fit.design) - len(fit.ridge)
     penalty = np.zeros((len(fit.design), 1))
     penalty[first:, 0] = fit.ridge
-    rate, previous, error = min(fit.rate, 0.5), np.inf, fit.error
+    rate, error = min(fit.rate, 0.5), fit.error
+    previous = np.zeros(len(fit.responses))
     n_passes = 0
     while n_passes < limit:
         gradient = problem.exact_gradient(fit.frame, fit.design, fit.responses, coef)
         if fit.ridge.any():
             gradient = dd.add(gradient, dd.negative(dd.multiply(coef, (penalty, np.zeros_like(penalty)))))
         change = fit.factor.solve(gradient[0])
+        energy = fit.factor.energy(change)
         n_passes += 1
-        size = float(np.sqrt(((change[first:] * fit.factor.norm[:, None]) ** 2).sum()))
         if n_passes > 1:
-            if size > 0.5 * previous:
+            shrunk = np.divide(energy, previous, out=np.zeros_like(energy), where=previous > 0)
+            if shrunk.max() > 0.5:
                 break
-            rate = size / previous
-        previous = size
+            rate = float(shrunk.max())
+        previous = energy
         coef = dd.add(coef, (change, np.zeros_like(change)))
-        error = rate * _change_ratio(fit, change, coef[0])
-        if error <= EPS / 4 or size == 0:
+        fit = replace(fit, coef=coef)
+        error = _relative_error(fit, rate * energy / fit.smallest, ZERO, EPS**2)
+        if error <= EPS / 4:
             break
-    return replace(fit, coef=coef, error=max(error, fit.floor)), n_passes
+    return replace(fit, error=max(error, fit.floor)), n_passes
 
 
-def _change_ratio(fit: Fit, change: np.ndarray, coef: np.ndarray) -> float:
-    """The largest relative change of a coefficient or intercept, those of rounding size left out."""
-    first = len(fit.design) - len(fit.ridge)
-    scaled = np.abs(coef[first:]) * fit.factor.norm[:, None]
-    counted = scaled > EPS**2 * scaled.max(0, initial=0.0)
-    ratio = np.divide(np.abs(change[first:]), np.abs(coef[first:]), out=np.zeros_like(scaled), where=counted)
-    worst = float(ratio.max(initial=0.0))
-    if first:
-        absolute = np.sqrt(((change[1:] * fit.factor.norm[:, None]) ** 2).sum(0))
-        worst = max(worst, _intercept_error(replace(fit, coef=(coef, coef)), absolute, 0.0))
-    return worst
-
-
-def _to_solution(fit: Fit, n_features: int, solver: str, tol: float, n_passes: int) -> Solution:
+def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     active = fit.design[fit.design > 0] - 1
+    n_features = fit.n_features
     dependent = fit.responses[fit.responses <= n_features] - 1
     coef, intercept = in_user_units(fit)
     coef, intercept = assemble(active, dependent, n_features, coef, intercept)

@@ -38,6 +38,14 @@ class Factor:
         intercept = gradient[0] / self.weight_sum - self.offset @ coef
         return np.concatenate([intercept[None], coef])
 
+    def energy(self, change: np.ndarray) -> np.ndarray:
+        """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.
+
+        Its error in single coefficients can be larger by the condition number.
+        """
+        coef = change if self.offset is None else change[1:]
+        return np.sqrt(((self.upper @ (coef * self.norm[:, None])) ** 2).sum(0))
+
     def _solve_centred(self, gradient: np.ndarray) -> np.ndarray:
         return solve_upper(self.upper, gradient / self.norm[:, None]) / self.norm[:, None]
 
