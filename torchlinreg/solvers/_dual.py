@@ -209,7 +209,7 @@ def _refine(
     n_passes = 0
     while n_passes < limit:
         residual = _residual(blocks, frame, diagonal, dual, constant, scaled)
-        excess = -(dual[0].sum(0) + dual[1].sum(0))
+        excess = -dd.sum_over_first_axis(dual)[0]
         change, change_constant = system.solve(residual[0], excess)
         dual = dd.add(dual, (change, np.zeros_like(change)))
         constant = dd.add(constant, (change_constant[None], np.zeros((1, shape[1]))))

@@ -65,6 +65,7 @@ class Fit:
     response_norm: np.ndarray  # shape: (n_responses,)
     condition_number: float = 1.0
     smallest: float = 1.0  # singular value of the design with unit columns
+    mean_in_gram: tuple[float, float] = (0.0, 0.0)  # see _norms_of_solved_mean
     error: float = 0.0
     float64_error: float = 0.0
     rate: float = 0.0
@@ -214,7 +215,16 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
         design = np.concatenate([[0], design])
     rss = scatter[0].diagonal()[explained] - explained_norm.sum(0)
     return _assessed(
-        Fit(moments.frame, n_features, design, 1 + explained, coef, ridge[active], factor, np.sqrt(raw_diagonal[explained])),
+        Fit(
+            moments.frame,
+            n_features,
+            design,
+            1 + explained,
+            coef,
+            ridge[active],
+            factor,
+            np.sqrt(raw_diagonal[explained]),
+        ),
         n_samples=moments.n_samples,
         roundoff=moments.unit_roundoff,
         cancellation=cancellation,
@@ -255,68 +265,92 @@ def _assessed(
     With unit columns, a relative error ``u`` of the Gram matrix moves the coefficients by up to
     ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm.
     """
-    first = len(fit.design) - len(fit.factor.norm)
+    first = len(fit.design) - len(fit.ridge)
     coef = fit.coef[0][first:]
     largest, smallest = extreme_singular_values(fit.factor.upper)
     size = np.sqrt(max(1, len(coef)))
     scaled = np.abs(coef) * fit.factor.norm[:, None]
     total = np.sqrt((scaled**2).sum(0)) + fit.response_norm
     residual_norm = np.sqrt(np.maximum(rss, EPS * total**2))
-    error = roundoff * cancellation / smallest**2 * total
+    gram_error = roundoff * cancellation * total
     if factor_roundoff is None:
         rate = 4 * size * roundoff * cancellation / smallest**2
     else:
         rate = 8 * size * factor_roundoff / smallest
-    float64_error = (
-        GRAM_ROUNDOFF / smallest**2 * residual_norm
-        + 4 * EPS * np.sqrt(cancellation / n_samples) / smallest * total
-        + rate * error
-    )
-    floor = cancellation * (
-        PRODUCT_ROUNDOFF * residual_norm / smallest**2 + RESIDUAL_ROUNDOFF * total / smallest
-    )
+    row_error = 4 * EPS * np.sqrt(cancellation / n_samples) * total
     least = ZERO if n_samples * (1 + len(coef)) <= SMALL_DATA else NEGLIGIBLE
-    fit = replace(fit, condition_number=largest / smallest, smallest=smallest, rate=rate)
+    fit = replace(
+        fit,
+        condition_number=largest / smallest,
+        smallest=smallest,
+        mean_in_gram=_norms_of_solved_mean(fit) if first else (0.0, 0.0),
+        rate=rate,
+    )
     return replace(
         fit,
-        error=_relative_error(fit, error, least, EPS if roundoff > EPS else EPS**2),
-        float64_error=_relative_error(fit, float64_error, least, EPS),
-        floor=_relative_error(fit, floor, least, EPS**2),
+        error=_relative_error(fit, gram_error, 0.0, least, EPS if roundoff > EPS else EPS**2),
+        float64_error=_relative_error(
+            fit, GRAM_ROUNDOFF * residual_norm + rate * gram_error, row_error, least, EPS
+        ),
+        floor=_relative_error(
+            fit,
+            PRODUCT_ROUNDOFF * cancellation * residual_norm,
+            RESIDUAL_ROUNDOFF * cancellation * total,
+            least,
+            EPS**2,
+        ),
     )
 
 
-def _relative_error(fit: Fit, absolute: np.ndarray, least: float, roundoff: float) -> float:
+def _norms_of_solved_mean(fit: Fit) -> tuple[float, float]:
+    """How errors of the Gram matrix's and of the rows' size reach the intercept, through the columns' means."""
+    shift, scale = _shift_and_scale(fit.frame)
+    design = fit.design[1:]
+    mean = (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
+    solved = solve_upper(fit.factor.upper, mean[:, None])
+    return float(np.linalg.norm(solved)), float(np.linalg.norm(fit.factor.upper @ solved))
+
+
+def _shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    shift = frame.shift.cpu().numpy()
+    return shift, np.ones_like(shift) if frame.scale is None else frame.scale.cpu().numpy()
+
+
+def _relative_error(
+    fit: Fit,
+    gram_error: np.ndarray | float,
+    row_error: np.ndarray | float,
+    least: float,
+    roundoff: float,
+) -> float:
     """The largest relative error of a coefficient or intercept.
 
-    `absolute` is the error, in norm, of the coefficients of unit columns, per response. Coefficients
-    below `least` of the response pass for zeros. Of columns explained by others, no single coefficient
-    matters by itself.
+    `gram_error` is an error of the normal equations of unit columns, which reaches the coefficients divided
+    by the square of the smallest singular value; `row_error` one of the predictions, divided by that value.
+    Coefficients below `least` of the response pass for zeros. Of columns explained by others, no single
+    coefficient matters by itself.
     """
     first = len(fit.design) - len(fit.ridge)
     scaled = np.abs(fit.coef[0][first:]) * fit.factor.norm[:, None]
     largest = scaled.max(0, initial=0.0)
     measure = np.maximum(scaled, np.where(fit.responses <= fit.n_features, largest, 0.0))
     total = np.maximum(largest, fit.response_norm)
+    absolute = gram_error / fit.smallest**2 + row_error / fit.smallest
     ratio = np.divide(absolute, measure, out=np.zeros_like(scaled), where=measure > least * total)
     worst = float(ratio.max(initial=0.0))
-    return max(worst, _intercept_error(fit, absolute, roundoff)) if first else worst
-
-
-def _intercept_error(fit: Fit, absolute: np.ndarray, known: float) -> float:
-    """Relative error of the intercepts in the user's units, from that of the coefficients."""
-    shift = fit.frame.shift.cpu().numpy()
-    scale = np.ones_like(shift) if fit.frame.scale is None else fit.frame.scale.cpu().numpy()
+    if not first:
+        return worst
+    shift, scale = _shift_and_scale(fit.frame)
     design = fit.design[1:]
-    # In the frame's units, with the mean of each column as seen from 0.
-    origin = shift[design] * scale[design]
-    terms = np.abs(origin[:, None] * fit.coef[0][1:]).sum(0)
-    mean = np.abs(origin + fit.factor.offset) / fit.factor.norm
-    intercept = shift[fit.responses] * scale[fit.responses] + fit.coef[0][0] - origin @ fit.coef[0][1:]
-    total = np.abs(shift[fit.responses] * scale[fit.responses]) + terms + np.abs(fit.coef[0][0])
-    uncertain = absolute * np.sqrt((mean**2).sum()) + known * terms
+    terms = (shift[design] * scale[design])[:, None] * fit.coef[0][1:]
+    constant = shift[fit.responses] * scale[fit.responses]
+    intercept = np.abs(constant + fit.coef[0][0] - terms.sum(0))
+    size = np.abs(constant) + np.abs(fit.coef[0][0]) + np.abs(terms).sum(0)
+    uncertain = gram_error * fit.mean_in_gram[0] + row_error * fit.mean_in_gram[1]
+    uncertain = uncertain + roundoff * np.abs(terms).sum(0)
     # An intercept that is 0 but for rounding has no digits to lose.
-    counted = np.abs(intercept) > 4 * EPS * total
-    return float(np.divide(uncertain, np.abs(intercept), out=np.zeros_like(total), where=counted).max())
+    ratio = np.divide(uncertain, intercept, out=np.zeros_like(size), where=intercept > 4 * EPS * size)
+    return max(worst, float(ratio.max()))
 
 
 def _finish(
@@ -366,7 +400,7 @@ def _refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
         previous = energy
         coef = dd.add(coef, (change, np.zeros_like(change)))
         fit = replace(fit, coef=coef)
-        error = _relative_error(fit, rate * energy / fit.smallest, ZERO, EPS**2)
+        error = _relative_error(fit, 0.0, rate * energy, ZERO, EPS**2)
         if error <= EPS / 4:
             break
     return replace(fit, error=max(error, fit.floor)), n_passes
@@ -393,8 +427,7 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
 
 def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     """Coefficients, shape (n_columns, n_responses), and intercepts, shape (1, n_responses), of the raw columns."""
-    shift = fit.frame.shift.cpu().numpy()
-    scale = np.ones_like(shift) if fit.frame.scale is None else fit.frame.scale.cpu().numpy()
+    shift, scale = _shift_and_scale(fit.frame)
     first = len(fit.design) - len(fit.ridge)
     columns = fit.design[first:]
     change = scale[columns][:, None] / scale[fit.responses]
