@@ -45,6 +45,8 @@ class RowBlocks:
         ``take(start, stop)`` gives these rows of X: a floating tensor on `device`, or CSR.
     y : Tensor of shape (n_samples, n_targets)
     weight : Tensor of shape (n_samples,) or None
+    one_target : bool
+        Whether y was given as one dimension.
     n_features : int
     dtype : torch.dtype
         The dtype that results take: float32 for float32 data, else float64.
@@ -57,6 +59,7 @@ class RowBlocks:
         y: torch.Tensor,
         weight: torch.Tensor | None,
         *,
+        one_target: bool,
         n_features: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -65,6 +68,7 @@ class RowBlocks:
         self.y = y
         self.weight = weight
         self.n_samples, self.n_targets = y.shape
+        self.one_target = one_target
         self.n_features = n_features
         self.dtype = dtype
         self.device = device
@@ -147,6 +151,7 @@ def tensor_blocks(
         lambda start, stop: X[start:stop],
         y,
         weight,
+        one_target=False,
         n_features=X.shape[1],
         dtype=dtype,
         device=X.device,
@@ -189,14 +194,15 @@ def as_row_blocks(
     target = _resolve_device(device, X)
     n_samples, n_features, dtype, take = _open(X, target, estimator)
     if y is None:
-        y_columns = torch.empty((n_samples, 0), dtype=torch.float64, device=target)
+        targets = torch.empty((n_samples, 0), dtype=torch.float64, device=target)
     else:
-        y_columns = _open_target(y, target, estimator)
-        check_consistent_length(np.empty(n_samples), np.empty(len(y_columns)))
+        targets = _open_target(y, target, estimator)
+        check_consistent_length(np.empty(n_samples), np.empty(len(targets)))
     return RowBlocks(
         take,
-        y_columns,
+        targets.reshape(n_samples, -1) if targets.ndim == 1 else targets,
         _open_weight(sample_weight, n_samples, target),
+        one_target=targets.ndim == 1,
         n_features=n_features,
         dtype=dtype,
         device=target,
@@ -351,7 +357,7 @@ def _open_target(y: Any, device: torch.device, estimator: Any) -> torch.Tensor:
         columns = _to_tensor(array, device).to(torch.float64)
     if columns.ndim == 2 and columns.shape[1] == 0:
         raise ValueError("y has 0 columns; give at least one target.")
-    return columns.reshape(len(columns), -1)
+    return columns
 
 
 def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> torch.Tensor | None:

@@ -19,7 +19,7 @@ from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._moments import ExactMoments, ExactMomentsOf, Frame, Moments, choose_frame
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
-from torchlinreg.solvers import choose_solver, solve_accumulated
+from torchlinreg.solvers import choose_solver, is_wide, solve_accumulated
 
 
 class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -41,10 +41,11 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Whether to fit an intercept. Without one, the model goes through the origin.
     solver : {"auto", "cholesky", "exact", "dual"}, default="auto"
         ``"cholesky"``: normal equations from one pass over the rows, refined with residuals of the rows
-        as far as `tol` asks for; needs independent columns. ``"exact"``: normal equations accumulated to
-        about 100 bits, for any condition and rank. ``"dual"``: an ``n_samples x n_samples`` system, for
-        fewer rows than features. ``"auto"`` takes ``"dual"`` for wide data, else ``"cholesky"`` unless the
-        condition it measures calls for ``"exact"``; `solver_` says which.
+        as far as `tol` asks for; columns that are dependent in float64 (condition beyond about 1e6) get
+        the least norm. ``"exact"``: normal equations accumulated to about 100 bits, for conditions up to
+        1e14. ``"dual"``: an ``n_samples x n_samples`` system, for fewer rows than features. ``"auto"``
+        takes ``"dual"`` for wide data, else ``"cholesky"`` unless the condition it measures calls for
+        ``"exact"``; `solver_` says which.
     tol : float, default=1e-12
         The relative accuracy asked for in every coefficient and intercept, as far as the solver can
         estimate it. A larger one saves passes over the rows; a fit that cannot reach it warns.
@@ -170,8 +171,8 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
         solve = choose_solver(self.solver, problem)
         solution = solve(problem, float(self.tol), self.max_iter)
-        self._moments = None if solution.solver == "dual" else _on_cpu(problem.moments)
-        self._keep(solution, blocks.dtype, one_target=np.ndim(y) == 1)
+        self._moments = None if is_wide(problem) else _on_cpu(problem.moments)
+        self._keep(solution, blocks)
         if self.verbose:
             seconds = time.perf_counter() - start
             print(
@@ -211,8 +212,7 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._check_parameters()
         first = not hasattr(self, "n_features_in_")
         blocks = self._open(X, y, sample_weight, reset=first)
-        one_target = np.ndim(y) == 1
-        before = None if first else self._accumulated(blocks, one_target)
+        before = None if first else self._accumulated(blocks)
         frame = _frame_for(before, blocks, bool(self.fit_intercept))
         moments = blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
         if not bool(moments.high.isfinite().all()):
@@ -223,7 +223,7 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             moments, blocks.n_features, float(self.alpha), bool(self.fit_intercept), float(self.tol)
         )
         self._moments = _to_device(moments, torch.device("cpu"))
-        self._keep(solution, blocks.dtype, one_target=one_target)
+        self._keep(solution, blocks)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -282,13 +282,13 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         validate_data(self, X, reset=reset, skip_check_array=True)
         return blocks
 
-    def _accumulated(self, blocks: RowBlocks, one_target: bool) -> ExactMoments:
+    def _accumulated(self, blocks: RowBlocks) -> ExactMoments:
         """Moments of the rows given before."""
-        n_targets = 1 if self.coef_.ndim == 1 else len(self.coef_)
-        if blocks.n_targets != n_targets or one_target != (self.coef_.ndim == 1):
-            before = "1-D" if self.coef_.ndim == 1 else f"of {n_targets} columns"
-            now = "1-D" if one_target else f"of {blocks.n_targets} columns"
-            raise ValueError(f"y is {now}, but was {before} in the calls before.")
+        before = None if self.coef_.ndim == 1 else len(self.coef_)
+        now = None if blocks.one_target else blocks.n_targets
+        if now != before:
+            old, new = ("1-D" if n is None else f"2-D with {n} columns" for n in (before, now))
+            raise ValueError(f"y is {new}, but it was {old} in the calls before; keep to one form.")
         if self._moments is None:
             raise ValueError(
                 "partial_fit cannot go on after fit on fewer rows than features, which keeps no moments. Use "
@@ -298,13 +298,13 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             return ExactMoments.from_moments(self._moments)
         return self._moments
 
-    def _keep(self, solution: Solution, dtype: torch.dtype, *, one_target: bool) -> None:
+    def _keep(self, solution: Solution, blocks: RowBlocks) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
-        numpy_dtype = np.float32 if dtype is torch.float32 else np.float64
+        numpy_dtype = np.float32 if blocks.dtype is torch.float32 else np.float64
         coef = np.ascontiguousarray(solution.coef.T, dtype=numpy_dtype)
         intercept = solution.intercept.astype(numpy_dtype)
-        self.coef_ = coef[0] if one_target else coef
-        self.intercept_: Any = intercept[0] if one_target else intercept
+        self.coef_ = coef[0] if blocks.one_target else coef
+        self.intercept_: Any = intercept[0] if blocks.one_target else intercept
         if not self.fit_intercept:
             self.intercept_ = 0.0
         self.rank_ = solution.rank

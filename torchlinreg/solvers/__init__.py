@@ -10,7 +10,7 @@ from torchlinreg._solution import Solution
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_auto, solve_cholesky, solve_exact
 
-__all__ = ["SOLVERS", "Solver", "choose_solver", "solve_accumulated"]
+__all__ = ["SOLVERS", "Solver", "choose_solver", "is_wide", "solve_accumulated"]
 
 
 class Solver(NamedTuple):
@@ -21,8 +21,8 @@ class Solver(NamedTuple):
 
 
 SOLVERS = {
-    "cholesky": Solver(solve_cholesky, "independent columns, condition up to about 1e6; one pass and refinement"),
-    "exact": Solver(solve_exact, "any condition and rank; moments to about 100 bits"),
+    "cholesky": Solver(solve_cholesky, "conditions up to about 1e6, in one pass and refinement"),
+    "exact": Solver(solve_exact, "any condition and rank"),
     "dual": Solver(solve_dual, "fewer rows than features"),
 }
 

@@ -29,6 +29,7 @@ from torchlinreg.solvers._exact import (
     ZERO,
     fit_exact_moments,
     in_user_units,
+    refine_exactly,
 )
 from torchlinreg.solvers._normal import (
     DoubleDouble,
@@ -312,17 +313,17 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     pivots = np.abs(upper.diagonal())
     rank = int((pivots > max(X.shape) * 2 * EPS * pivots[0]).sum()) if pivots[0] > 0 else 0
     active, dependent = order[:rank], np.sort(order[rank:])
-    n_targets = blocks.n_targets
     responses = torch.cat([blocks.y, X[:, dependent]], dim=1)
     coefs, intercepts, conditions, errors = [], [], [1.0], [0.0]
     for start in range(0, responses.shape[1], RESPONSES_AT_ONCE):
         part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
         tall = Problem(part, 0.0, problem.fit_intercept, problem.name)
-        fit = fit_exact_moments(
-            tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept
-        )
+        fit = fit_exact_moments(tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept)
+        if fit.error > tol:
+            fit, _ = refine_exactly(tall, fit, MAX_REFINEMENTS)
         coef, intercept = in_user_units(fit)
-        coefs.append(coef)
+        unsorted = np.argsort(fit.design[fit.design > 0])  # the fit has its own pivot order
+        coefs.append((coef[0][unsorted], coef[1][unsorted]))
         intercepts.append(intercept)
         conditions.append(fit.condition_number)
         errors.append(fit.error)
@@ -333,7 +334,6 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         (np.concatenate([c[0] for c in coefs], 1), np.concatenate([c[1] for c in coefs], 1)),
         (np.concatenate([c[0] for c in intercepts], 1), np.concatenate([c[1] for c in intercepts], 1)),
     )
-    assert full.shape[1] == n_targets
     return Solution(
         coef=full,
         intercept=intercept,

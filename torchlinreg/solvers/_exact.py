@@ -81,13 +81,15 @@ def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
 
 
 def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    """Normal equations in float64, refined where that is needed; dependent columns are refused."""
+    """Normal equations in float64, refined where that is needed.
+
+    Columns that depend on others in the float64 Gram matrix (condition beyond about 1e6) take part by the least
+    norm.
+    """
     fit = fit_moments(problem)
     if fit is None:
-        raise ValueError(
-            "solver='cholesky' needs columns of X that are independent in float64, but their Gram matrix is "
-            "not positive definite. Use solver='auto' or 'exact', or alpha > 0."
-        )
+        rounded = ExactMoments.from_moments(problem.moments)
+        fit = fit_exact_moments(rounded, problem.blocks.n_features, problem.alpha, problem.fit_intercept)
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
 
 
@@ -362,7 +364,7 @@ def _finish(
         if fit.float64_error <= tol:
             fit, passes = _refine_in_float64(problem, fit), 1
         else:
-            fit, passes = _refine_exactly(problem, fit, limit)
+            fit, passes = refine_exactly(problem, fit, limit)
         n_passes += passes
     return _to_solution(fit, solver, tol, n_passes)
 
@@ -376,7 +378,7 @@ def _refine_in_float64(problem: Problem, fit: Fit) -> Fit:
     return replace(fit, coef=coef, error=fit.float64_error)
 
 
-def _refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
+def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
     """Passes with exact residuals, until what the next one would change is below rounding."""
     coef = fit.coef
     first = len(fit.design) - len(fit.ridge)
