@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.libraries import LIBRARIES, unfit_reason
 from benchmarks.synthetic import Shape, make_data, parse_shape
 
+ROOT = Path(__file__).parents[1]  # "-m benchmarks..." works from here only
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
@@ -43,7 +44,7 @@ def measure(name: str, shape: Shape) -> dict[str, object]:
     if reason is not None:
         return {"name": name, "status": "skipped", "reason": reason}
     command = [sys.executable, "-m", "benchmarks.peak_memory", name, str(shape)]
-    child = subprocess.run(command, capture_output=True, text=True)
+    child = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if child.returncode != 0:
         lines = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
         return {"name": name, "status": "failed", "reason": lines[-1]}

@@ -238,8 +238,14 @@ def tutorial_problems() -> tuple[Problem, ...]:
 
 
 @cache
-def battery() -> tuple[Problem, ...]:
+def battery(seed: int = 0) -> tuple[Problem, ...]:
     """Return the problems made to be hard in one way each.
+
+    Parameters
+    ----------
+    seed : int, default=0
+        Another seed gives other numbers under the same names, to see whether what holds on the
+        usual ones holds in general.
 
     Returns
     -------
@@ -253,8 +259,8 @@ def battery() -> tuple[Problem, ...]:
     )  # fmt: skip
     return tuple(
         problem
-        for seed, family in enumerate(families)
-        for problem in family(np.random.default_rng(seed))
+        for k, family in enumerate(families)
+        for problem in family(np.random.default_rng(1000 * seed + k))
     )
 
 

@@ -5,14 +5,16 @@ import warnings
 import numpy as np
 import pytest
 
-from benchmarks.problems import all_problems
+from benchmarks.problems import Problem, all_problems
 from torchlinreg import TorchLinearRegressor
+
+Fitted = tuple[Problem, TorchLinearRegressor, list[str]]
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 
 
 @pytest.fixture(scope="module", params=PROBLEMS)
-def fitted(request):
+def fitted(request: pytest.FixtureRequest) -> Fitted:
     """A problem, a regressor with default settings fitted to it, and the warnings that came."""
     problem = PROBLEMS[request.param]
     regressor = TorchLinearRegressor(alpha=problem.alpha, fit_intercept=problem.fit_intercept)
@@ -22,19 +24,19 @@ def fitted(request):
     return problem, regressor, [str(warning.message) for warning in caught]
 
 
-def test_no_warning(fitted):
+def test_no_warning(fitted: Fitted) -> None:
     _, _, messages = fitted
     assert messages == []
 
 
-def test_coefficients(fitted):
+def test_coefficients(fitted: Fitted) -> None:
     """12 digits; 7.2 for float32, whose one rounding at the end costs all beyond 7.22."""
     problem, regressor, _ = fitted
     digits = problem.digits(regressor.coef_, regressor.intercept_)
     assert digits.coef >= problem.digits_due
 
 
-def test_intercept(fitted):
+def test_intercept(fitted: Fitted) -> None:
     problem, regressor, _ = fitted
     digits = problem.digits(regressor.coef_, regressor.intercept_)
     assert digits.intercept >= problem.digits_due
@@ -42,14 +44,14 @@ def test_intercept(fitted):
         assert np.all(np.asarray(regressor.intercept_) == 0.0)
 
 
-def test_rank(fitted):
+def test_rank(fitted: Fitted) -> None:
     problem, regressor, _ = fitted
     if problem.alpha > 0:
         pytest.skip("the rank of a penalised fit is not that of the columns")
     assert regressor.rank_ == problem.rank
 
 
-def test_shapes_and_dtype(fitted):
+def test_shapes_and_dtype(fitted: Fitted) -> None:
     problem, regressor, _ = fitted
     assert regressor.coef_.shape == problem.y.shape[1:] + problem.X.shape[1:]
     assert np.shape(regressor.intercept_) == problem.y.shape[1:]

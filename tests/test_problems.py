@@ -10,27 +10,31 @@ import numpy as np
 import pytest
 
 from benchmarks.exact import exact_least_squares
-from benchmarks.problems import DATA, all_problems, correct_digits
+from benchmarks.problems import DATA, Problem, all_problems, correct_digits
+
+Rows = list[list[Fraction]]
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 NIST = json.loads((DATA / "nist_strd" / "certified.json").read_text())
 TUTORIALS = json.loads((DATA / "tutorial_truths.json").read_text())
 
 
-def is_printed_as(exact, printed):
+def is_printed_as(exact: Fraction, printed: str) -> bool:
     """Whether a fraction rounds to a published decimal of 15 digits or more, or is equal to it."""
     _, digits, exponent = Decimal(printed).as_tuple()
     error = abs(exact - Fraction(printed))
-    return error == 0 or (len(digits) >= 15 and error <= Fraction(10) ** exponent / 2)
+    assert isinstance(exponent, int)  # a number, no NaN or infinity
+    unit = Fraction(10) ** exponent
+    return error == 0 or (len(digits) >= 15 and error <= unit / 2)
 
 
-def rows_over_one_denominator(rows):
+def rows_over_one_denominator(rows: Rows) -> tuple[list[list[int]], int]:
     """Integers, and the number that they must be divided by."""
     unit = lcm(*(value.denominator for row in rows for value in row))
     return [[int(value * unit) for value in row] for row in rows], unit
 
 
-def rational_arrays(problem):
+def rational_arrays(problem: Problem) -> tuple[Rows, Rows, list[Fraction]]:
     """Columns, targets and weights as fractions."""
     X = [[Fraction(value) for value in row] for row in problem.X.tolist()]
     y = [[Fraction(value) for value in row] for row in problem.y.reshape(len(X), -1).tolist()]
@@ -40,10 +44,11 @@ def rational_arrays(problem):
     return X, y, weight
 
 
-def null_space(rows):
+def null_space(rows: Rows) -> Rows:
     """A basis of the vectors that all rows are orthogonal to, by exact row reduction."""
     rows = [list(row) for row in rows]
-    n_columns, pivots = len(rows[0]), []
+    n_columns = len(rows[0])
+    pivots: list[int] = []
     for column in range(n_columns):
         below = next((i for i in range(len(pivots), len(rows)) if rows[i][column]), None)
         if below is None:
@@ -66,7 +71,7 @@ def null_space(rows):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_truth_is_stationary(name):
+def test_truth_is_stationary(name: str) -> None:
     """Exactly: X' W r = alpha * sum(w) * coef, and 1' W r = 0 with an intercept."""
     problem = PROBLEMS[name]
     X, Y, weight = rational_arrays(problem)
@@ -95,7 +100,7 @@ def test_truth_is_stationary(name):
 
 
 @pytest.mark.parametrize("name", [n for n, p in PROBLEMS.items() if p.alpha == 0])
-def test_truth_has_least_norm_and_rank(name):
+def test_truth_has_least_norm_and_rank(name: str) -> None:
     """The coefficients are orthogonal to everything that leaves the fitted values as they are."""
     problem = PROBLEMS[name]
     X, _, weight = rational_arrays(problem)
@@ -110,7 +115,7 @@ def test_truth_has_least_norm_and_rank(name):
 
 
 @pytest.mark.parametrize("name", NIST)
-def test_nist_truth_is_the_published_one(name):
+def test_nist_truth_is_the_published_one(name: str) -> None:
     """Our truth for the float64 design, and the recomputed decimal truth for the certificate."""
     record, problem = NIST[name], PROBLEMS[f"nist-{name}"]
     recomputed = record["recomputed_40_digits"]
@@ -125,7 +130,7 @@ def test_nist_truth_is_the_published_one(name):
 
 
 @pytest.mark.parametrize("name", NIST)
-def test_nist_decimal_truth_from_decimals(name):
+def test_nist_decimal_truth_from_decimals(name: str) -> None:
     """The exact solver, given the printed decimals and exact powers, gives the certificate."""
     record = NIST[name]
     model = record["model"]
@@ -141,7 +146,7 @@ def test_nist_decimal_truth_from_decimals(name):
 
 
 @pytest.mark.parametrize("file", TUTORIALS)
-def test_tutorial_truth_is_the_published_one(file):
+def test_tutorial_truth_is_the_published_one(file: str) -> None:
     record, stem = TUTORIALS[file]["float64"], file.removesuffix(".csv")
     with_intercept = PROBLEMS[f"tutorial-{stem}"]
     without = PROBLEMS[f"tutorial-{stem}-no_intercept"]
@@ -153,7 +158,7 @@ def test_tutorial_truth_is_the_published_one(file):
         assert all(is_printed_as(a, b) for a, b in zip(ours, published, strict=True))
 
 
-def test_exact_solver_on_numbers_done_by_hand():
+def test_exact_solver_on_numbers_done_by_hand() -> None:
     fit = exact_least_squares([["0"], ["1"], ["2"]], [["1"], ["2"], ["4"]])
     assert fit.coef == ((Fraction(3, 2),),)
     assert fit.intercept == (Fraction(5, 6),)
@@ -181,18 +186,18 @@ def test_exact_solver_on_numbers_done_by_hand():
         (0.0, Fraction(1, 10**300), 0.0),
     ],
 )
-def test_correct_digits(estimate, truth, digits):
+def test_correct_digits(estimate: float, truth: Fraction, digits: float) -> None:
     assert correct_digits(estimate, truth) == pytest.approx(
         digits, abs=0.06 if digits > 15 else 1e-9
     )
 
 
-def test_correct_digits_of_a_zero_truth_are_relative_to_the_scale():
+def test_correct_digits_of_a_zero_truth_are_relative_to_the_scale() -> None:
     assert correct_digits(1e-6, Fraction(0), scale=1e3) == pytest.approx(9.0)
     assert correct_digits(0.0, Fraction(0), scale=1e3) == 16.0
 
 
-def test_nearest_numbers_have_all_digits():
+def test_nearest_numbers_have_all_digits() -> None:
     """The exact solution rounded to the results' type reaches the digits due."""
     for problem in PROBLEMS.values():
         coef = np.array([[float(value) for value in row] for row in problem.coef])
@@ -202,13 +207,13 @@ def test_nearest_numbers_have_all_digits():
         assert digits.least >= problem.digits_due, problem.name
 
 
-def test_names_are_unique_and_families_known():
+def test_names_are_unique_and_families_known() -> None:
     names = [problem.name for problem in all_problems()]
     assert len(set(names)) == len(names)
     assert all(name.startswith(PROBLEMS[name].family) for name in names)
 
 
-def test_conditions_are_what_the_names_say():
+def test_conditions_are_what_the_names_say() -> None:
     for exponent in range(2, 15, 2):
         for label in ("small", "large"):
             problem = PROBLEMS[f"condition-1e{exponent}-{label}_residual"]

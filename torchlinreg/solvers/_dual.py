@@ -206,6 +206,7 @@ def _refine(
     constant: DoubleDouble = np.zeros((1, shape[1])), np.zeros((1, shape[1]))
     scaled: DoubleDouble = np.zeros((blocks.n_features, shape[1])), np.zeros((blocks.n_features, shape[1]))
     coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
+    intercept_scale = blocks.y.abs().amax(0).cpu().numpy()  # an intercept of its rounding size is 0
     rate, error, previous = min(system.rate, 0.5), np.inf, np.inf
     n_passes = 0
     while n_passes < limit:
@@ -218,7 +219,11 @@ def _refine(
         before = coef, intercept
         coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
         n_passes += 1
-        moved = max(_relative_change(*pair) for pair in zip(before, (coef, intercept), strict=True))
+        zero = ZERO * np.abs(coef[0]).max(0, initial=0.0)
+        moved = max(
+            _relative_change(before[0], coef, zero),
+            _relative_change(before[1], intercept, 4 * EPS * intercept_scale),
+        )
         if n_passes > 2:
             if moved > 0.5 * previous:
                 break
@@ -230,12 +235,11 @@ def _refine(
     return coef, intercept, error, n_passes
 
 
-def _relative_change(old: DoubleDouble, new: DoubleDouble) -> float:
-    """The largest change relative to the new value, among values that are not zero but for rounding."""
+def _relative_change(old: DoubleDouble, new: DoubleDouble, zero: np.ndarray) -> float:
+    """The largest change relative to the new value, among values above what passes for zero."""
     moved = np.abs(dd.add(new, dd.negative(old))[0])
     size = np.abs(new[0])
-    counted = size > ZERO * size.max(0, initial=0.0)
-    return float(np.divide(moved, size, out=np.zeros_like(size), where=counted).max(initial=0.0))
+    return float(np.divide(moved, size, out=np.zeros_like(size), where=size > zero).max(initial=0.0))
 
 
 def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:

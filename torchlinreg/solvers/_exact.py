@@ -347,7 +347,7 @@ def _relative_error(
     terms = (shift[design] * scale[design])[:, None] * fit.coef[0][1:]
     constant = shift[fit.responses] * scale[fit.responses]
     intercept = np.abs(constant + fit.coef[0][0] - terms.sum(0))
-    size = np.abs(constant) + np.abs(fit.coef[0][0]) + np.abs(terms).sum(0)
+    size = np.abs(constant) + np.abs(terms).sum(0) + fit.response_norm / np.sqrt(fit.factor.weight_sum)
     uncertain = gram_error * fit.mean_in_gram[0] + row_error * fit.mean_in_gram[1]
     uncertain = uncertain + roundoff * np.abs(terms).sum(0)
     # An intercept that is 0 but for rounding has no digits to lose.
