@@ -128,7 +128,9 @@ class RowBlocks:
         if self.weight is None or bool((self.weight > 0).all()):
             return self
         keep = torch.nonzero(self.weight > 0)[:, 0]
-        X = torch.cat([b.X[b.weight > 0] for b in self.dense() if b.X is not None and b.weight is not None])
+        X = torch.cat(
+            [b.X[b.weight > 0] for b in self.dense() if b.X is not None and b.weight is not None]
+        )
         return tensor_blocks(X, self.y[keep], self.weight[keep], dtype=self.dtype)
 
     def raise_if_not_finite(self, estimator_name: str) -> None:
@@ -244,6 +246,8 @@ def _open(
     """Shape, result dtype and row access of X."""
 
     def checked(rows: Any) -> Any:
+        if _is_plain(rows):
+            return rows
         return check_array(
             rows, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, estimator=estimator
         )
@@ -254,7 +258,11 @@ def _open(
         checked(_frame_rows(X, 0, 1))
         # Every block is made by itself, so a frame of several dtypes is never copied whole.
         dtype = _result_dtype(np.result_type(*map(_column_dtype, X.dtypes)))
-        return (*X.shape, dtype, lambda start, stop: _to_tensor(checked(_frame_rows(X, start, stop)), device))
+        return (
+            *X.shape,
+            dtype,
+            lambda start, stop: _to_tensor(checked(_frame_rows(X, start, stop)), device),
+        )
     X = checked(X)
     n_samples, n_features = X.shape
     dtype = _result_dtype(X.dtype)
@@ -291,8 +299,19 @@ def _open_tensor(
     return X.shape[0], X.shape[1], dtype, take
 
 
+def _is_plain(X: Any) -> bool:
+    """Whether X is what `check_array` would give back unchanged; asking it takes longer than a small fit."""
+    return (
+        type(X) is np.ndarray and X.dtype in (np.float32, np.float64) and X.ndim == 2 and X.size > 0
+    )
+
+
 def _is_frame(X: Any) -> bool:
-    return hasattr(X, "dtypes") and hasattr(X, "columns") and (hasattr(X, "iloc") or hasattr(X, "slice"))
+    return (
+        hasattr(X, "dtypes")
+        and hasattr(X, "columns")
+        and (hasattr(X, "iloc") or hasattr(X, "slice"))
+    )
 
 
 def _frame_rows(X: Any, start: int, stop: int) -> Any:
@@ -340,20 +359,26 @@ def _open_target(y: Any, device: torch.device, estimator: Any) -> torch.Tensor:
     if isinstance(y, torch.Tensor):
         columns = y.detach().to(device=device, dtype=torch.float64)
         if columns.ndim not in (1, 2):
-            raise ValueError(f"y should be a 1d or 2d tensor, got a tensor of shape {tuple(y.shape)} instead.")
+            raise ValueError(
+                f"y should be a 1d or 2d tensor, got a tensor of shape {tuple(y.shape)} instead."
+            )
     else:
-        array = check_array(
-            y,
-            ensure_2d=False,
-            dtype="numeric",
-            ensure_all_finite=False,
-            ensure_min_samples=0,
-            ensure_min_features=0,
-            input_name="y",
-            estimator=estimator,
-        )
+        array = y
+        if not (type(y) is np.ndarray and y.dtype == np.float64):
+            array = check_array(
+                y,
+                ensure_2d=False,
+                dtype="numeric",
+                ensure_all_finite=False,
+                ensure_min_samples=0,
+                ensure_min_features=0,
+                input_name="y",
+                estimator=estimator,
+            )
         if array.ndim not in (1, 2):
-            raise ValueError(f"y should be a 1d or 2d array, got an array of shape {array.shape} instead.")
+            raise ValueError(
+                f"y should be a 1d or 2d array, got an array of shape {array.shape} instead."
+            )
         columns = _to_tensor(array, device).to(torch.float64)
     if columns.ndim == 2 and columns.shape[1] == 0:
         raise ValueError("y has 0 columns; give at least one target.")
@@ -371,14 +396,18 @@ def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> to
             array = np.full(n_samples, array)
         weight = _to_tensor(array, device)
     if weight.ndim != 1:
-        raise ValueError("Sample weights must be 1D array or scalar, got shape " f"{tuple(weight.shape)}.")
+        raise ValueError(
+            f"Sample weights must be 1D array or scalar, got shape {tuple(weight.shape)}."
+        )
     if len(weight) != n_samples:
         raise ValueError(f"sample_weight.shape == {tuple(weight.shape)}, expected {(n_samples,)}!")
     smallest, largest = float(weight.min()), float(weight.sum())
     if not np.isfinite(largest):
         assert_all_finite(_to_numpy(weight), input_name="sample_weight")
     if smallest < 0:
-        raise ValueError("Negative values in data passed to `sample_weight`: weights must be 0 or more.")
+        raise ValueError(
+            "Negative values in data passed to `sample_weight`: weights must be 0 or more."
+        )
     if largest == 0:
         raise ValueError("Every sample_weight is zero: at least one weight must be positive.")
     return weight

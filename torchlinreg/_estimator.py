@@ -252,7 +252,9 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         validate_data(self, X, reset=False, skip_check_array=True)
         single = blocks.dtype is torch.float32 and self.coef_.dtype == np.float32
         coef = np.atleast_2d(self.coef_).T
-        result = _predictions(blocks, coef, np.atleast_1d(self.intercept_), np.float32 if single else np.float64)
+        result = _predictions(
+            blocks, coef, np.atleast_1d(self.intercept_), np.float32 if single else np.float64
+        )
         if not bool(torch.isfinite(result.sum())):
             blocks.raise_if_not_finite(type(self).__name__)
         result = result[:, 0] if self.coef_.ndim == 1 else result
@@ -268,7 +270,9 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ValueError(f"alpha={self.alpha!r} must be a finite number, 0 or more.")
         if not isinstance(self.tol, Real) or not 0 < self.tol < math.inf:
             raise ValueError(f"tol={self.tol!r} must be a positive number, such as 1e-12.")
-        if self.max_iter is not None and (not isinstance(self.max_iter, Integral) or self.max_iter < 0):
+        if self.max_iter is not None and (
+            not isinstance(self.max_iter, Integral) or self.max_iter < 0
+        ):
             raise ValueError(f"max_iter={self.max_iter!r} must be None or an integer, 0 or more.")
         if not isinstance(self.fit_intercept, (bool, np.bool_)):
             raise ValueError(f"fit_intercept={self.fit_intercept!r} must be True or False.")
@@ -323,7 +327,9 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             )
 
 
-def _predictions(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray, dtype: Any) -> torch.Tensor:
+def _predictions(
+    blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray, dtype: Any
+) -> torch.Tensor:
     """``X @ coef + intercept`` of all rows; shape: (n_samples, n_targets)."""
     coef = coef.astype(dtype)
     intercept = intercept.astype(dtype)
@@ -340,7 +346,9 @@ def _predictions(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray, dty
     # Float64 also for float32 data, so that no TF32 setting of the user's can cost digits.
     weights = torch.from_numpy(coef.astype(np.float64)).to(blocks.device)
     constant = torch.from_numpy(intercept.astype(np.float64)).to(blocks.device)
-    parts = [block.X.to(torch.float64) @ weights + constant for block in blocks if block.X is not None]
+    parts = [
+        block.X.to(torch.float64) @ weights + constant for block in blocks if block.X is not None
+    ]
     return torch.cat(parts).to(torch.float32 if dtype is np.float32 else torch.float64)
 
 
@@ -355,12 +363,18 @@ def _to_device(moments: ExactMoments, device: torch.device) -> ExactMoments:
     shift, scale = moments.frame
     frame = Frame(shift.to(device), None if scale is None else scale.to(device))
     return ExactMoments(
-        frame, moments.high.to(device), moments.low.to(device), moments.n_samples, moments.unit_roundoff
+        frame,
+        moments.high.to(device),
+        moments.low.to(device),
+        moments.n_samples,
+        moments.unit_roundoff,
     )
 
 
 def _on_cpu(moments: Moments) -> Moments:
     shift, scale = moments.frame
     return Moments(
-        Frame(shift.cpu(), None if scale is None else scale.cpu()), moments.raw.cpu(), moments.n_samples
+        Frame(shift.cpu(), None if scale is None else scale.cpu()),
+        moments.raw.cpu(),
+        moments.n_samples,
     )

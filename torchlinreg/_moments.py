@@ -38,7 +38,9 @@ class Frame(NamedTuple):
     scale: torch.Tensor | None  # shape: (1 + n_features + n_targets,)
 
 
-def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tensor | None = None) -> Frame:
+def choose_frame(
+    blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tensor | None = None
+) -> Frame:
     """Shift by the mean of the first rows, so that an offset costs no digits; scale extreme columns.
 
     A column that is constant in these rows is shifted by its value: if it is constant throughout, its
@@ -47,31 +49,32 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     """
     head = blocks.head(HEAD_ROWS)
     assert head.X is not None
-    columns = torch.cat([head.X.to(torch.float64), head.y], dim=1)
+    columns = np.concatenate([head.X.cpu().numpy(), head.y.cpu().numpy()], axis=1, dtype=np.float64)
     if head.weight is not None:
-        columns = columns[head.weight > 0]
-    shift = torch.zeros(1 + columns.shape[1], dtype=torch.float64, device=columns.device)
+        columns = columns[head.weight.cpu().numpy() > 0]
+    shift = np.zeros(1 + columns.shape[1])
     if fit_intercept:
         shift[1:] = _round_mean(columns)
         if blocks.is_sparse:
             shift[1 : 1 + blocks.n_features] = 0  # a shift would fill the zeros
-    if largest is None:
-        largest = (columns - shift[1:]).abs().amax(0)
-    safe = ((largest >= SAFE_RANGE[0]) & (largest <= SAFE_RANGE[1])) | (largest == 0) | ~largest.isfinite()
-    if bool(safe.all()):
-        return Frame(shift, None)
-    scale = torch.ones_like(shift)
-    scale[1:] = torch.where(safe, scale[1:], 1 / dd.slice_scale(largest))
-    return Frame(shift, scale)
+    magnitude = np.abs(columns - shift[1:]).max(0) if largest is None else largest.cpu().numpy()
+    ordinary = ((magnitude >= SAFE_RANGE[0]) & (magnitude <= SAFE_RANGE[1])) | (magnitude == 0)
+    extreme = ~ordinary & np.isfinite(magnitude)
+    scale = None
+    if extreme.any():
+        scale = torch.ones(len(shift), dtype=torch.float64, device=blocks.device)
+        scale[1:][torch.from_numpy(extreme)] = torch.from_numpy(
+            1 / dd.slice_scale(magnitude[extreme])
+        ).to(blocks.device)
+    return Frame(torch.from_numpy(shift).to(blocks.device), scale)
 
 
-def _round_mean(columns: torch.Tensor) -> torch.Tensor:
+def _round_mean(columns: np.ndarray) -> np.ndarray:
     """Means of columns to about an eighth of their spread; so round that subtracting one is mostly exact."""
-    lowest, highest = torch.aminmax(columns, dim=0)
-    mean = columns.mean(0)
-    unit = dd.slice_scale((highest - lowest) / 64)
-    rounded = torch.round(mean / unit) * unit
-    return torch.where(highest > lowest, rounded, columns[0])
+    highest = columns.max(0)
+    spread = highest - columns.min(0)
+    unit = dd.slice_scale(spread / 64)
+    return np.where(spread > 0, np.rint(columns.mean(0) / unit) * unit, highest)
 
 
 def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
@@ -103,7 +106,9 @@ class ShiftedRows:
         n_rows, n_features = block.X.shape
         shift, scale = self.frame
         if self._buffer is None or len(self._buffer) < n_rows:
-            self._buffer = torch.empty((n_rows, len(shift)), dtype=torch.float64, device=shift.device)
+            self._buffer = torch.empty(
+                (n_rows, len(shift)), dtype=torch.float64, device=shift.device
+            )
             self._buffer[:, 0] = 1
         rows = self._buffer[:n_rows]
         torch.sub(block.X, shift[1 : 1 + n_features], out=rows[:, 1 : 1 + n_features])
@@ -165,7 +170,9 @@ class MomentsOf:
         n_features = X.shape[1]
         X = X.astype(np.float64)
         shift_y = self.frame.shift[1 + n_features :]
-        others = torch.cat([torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1).numpy()
+        others = torch.cat(
+            [torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1
+        ).numpy()
         weight = np.ones(len(others)) if block.weight is None else block.weight.numpy()
         if scale is not None:
             X = X.multiply(scale[1 : 1 + n_features]).tocsr()
@@ -186,9 +193,9 @@ class MomentsOf:
 def upper_gram(rows: torch.Tensor) -> torch.Tensor:
     """``rows.T @ rows``, of which the upper triangle counts."""
     n_rows, n_columns = rows.shape
-    if rows.is_cuda or n_rows < 64 * BATCHES:
+    if rows.is_cuda:
         return rows.T @ rows
-    if n_columns >= SYMMETRIC_PRODUCT_COLUMNS:
+    if n_columns >= SYMMETRIC_PRODUCT_COLUMNS or n_rows < 64 * BATCHES:
         array = rows.numpy()
         return torch.from_numpy(array.T @ array)
     # One product per core at a time, without splitting it: 1e6 x 10 takes 8.5 ms, against 22 ms for one product.

@@ -85,7 +85,8 @@ class Problem:
 
 def _is_sound(moments: Moments) -> bool:
     """Whether all moments are finite and no column's squares underflowed."""
-    raw = moments.raw.diagonal()
-    if not bool(raw.sum().isfinite()):
+    raw = moments.raw.cpu().numpy()
+    squares = raw.diagonal()
+    if not np.isfinite(squares.sum()):
         return False
-    return not bool(((raw[1:] < 1e-250) & (moments.raw[0, 1:] != 0)).any())
+    return not (squares < 1e-250).any() or not ((squares < 1e-250) & (raw[0] != 0)).any()

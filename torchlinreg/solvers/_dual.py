@@ -125,7 +125,9 @@ def _dual_frame(problem: Problem) -> Frame:
     shift = torch.zeros(1 + len(sums), dtype=torch.float64, device=sums.device)
     if problem.fit_intercept:
         shift[1:] = sums / blocks.n_samples
-    magnitude = torch.cat([largest[: blocks.n_features].max().expand(blocks.n_features), largest[blocks.n_features :]])
+    magnitude = torch.cat(
+        [largest[: blocks.n_features].max().expand(blocks.n_features), largest[blocks.n_features :]]
+    )
     safe = ((magnitude > SAFE_RANGE[0]) & (magnitude < SAFE_RANGE[1])) | (magnitude == 0)
     if bool(safe.all()):
         return Frame(shift, None)
@@ -177,7 +179,9 @@ def _factorise(
     if rank < size:
         return None
     largest, smallest = extreme_singular_values(upper)
-    return _System(upper, norm, order, fit_intercept, largest / smallest, 16 * size * EPS / smallest)
+    return _System(
+        upper, norm, order, fit_intercept, largest / smallest, 16 * size * EPS / smallest
+    )
 
 
 def _level(kernel: np.ndarray) -> float:
@@ -198,13 +202,21 @@ def _exact_kernel(blocks: RowBlocks, frame: Frame) -> DoubleDouble:
 
 
 def _refine(
-    problem: Problem, blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, system: _System, limit: int
+    problem: Problem,
+    blocks: RowBlocks,
+    frame: Frame,
+    diagonal: np.ndarray,
+    system: _System,
+    limit: int,
 ) -> tuple[DoubleDouble, DoubleDouble, float, int]:
     """Coefficients and intercept in the user's units, refined until a pass no longer changes them."""
     shape = blocks.n_samples, blocks.n_targets
     dual: DoubleDouble = np.zeros(shape), np.zeros(shape)
     constant: DoubleDouble = np.zeros((1, shape[1])), np.zeros((1, shape[1]))
-    scaled: DoubleDouble = np.zeros((blocks.n_features, shape[1])), np.zeros((blocks.n_features, shape[1]))
+    scaled: DoubleDouble = (
+        np.zeros((blocks.n_features, shape[1])),
+        np.zeros((blocks.n_features, shape[1])),
+    )
     coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
     intercept_scale = blocks.y.abs().amax(0).cpu().numpy()  # an intercept of its rounding size is 0
     rate, error, previous = min(system.rate, 0.5), np.inf, np.inf
@@ -239,7 +251,9 @@ def _relative_change(old: DoubleDouble, new: DoubleDouble, zero: np.ndarray) -> 
     """The largest change relative to the new value, among values above what passes for zero."""
     moved = np.abs(dd.add(new, dd.negative(old))[0])
     size = np.abs(new[0])
-    return float(np.divide(moved, size, out=np.zeros_like(size), where=size > zero).max(initial=0.0))
+    return float(
+        np.divide(moved, size, out=np.zeros_like(size), where=size > zero).max(initial=0.0)
+    )
 
 
 def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:
@@ -252,7 +266,10 @@ def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> Double
     for block in blocks.dense():
         rows = columns_of(exact_rows(block._replace(weight=None), frame), features)
         part = slice(start, start + len(block.y))
-        values = torch.from_numpy(dual[0][part]).to(device), torch.from_numpy(dual[1][part]).to(device)
+        values = (
+            torch.from_numpy(dual[0][part]).to(device),
+            torch.from_numpy(dual[1][part]).to(device),
+        )
         result = dd.add(result, dd.sum_over_first_axis(exact_transposed_product(rows, values)))
         start += len(block.y)
     return result[0].cpu().numpy(), result[1].cpu().numpy()
@@ -320,9 +337,13 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     responses = torch.cat([blocks.y, X[:, dependent]], dim=1)
     coefs, intercepts, conditions, errors = [], [], [1.0], [0.0]
     for start in range(0, responses.shape[1], RESPONSES_AT_ONCE):
-        part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
+        part = tensor_blocks(
+            X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight
+        )
         tall = Problem(part, 0.0, problem.fit_intercept, problem.name)
-        fit = fit_exact_moments(tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept)
+        fit = fit_exact_moments(
+            tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept
+        )
         if fit.error > tol:
             fit, _ = refine_exactly(tall, fit, MAX_REFINEMENTS)
         coef, intercept = in_user_units(fit)
@@ -336,7 +357,10 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         dependent,
         blocks.n_features,
         (np.concatenate([c[0] for c in coefs], 1), np.concatenate([c[1] for c in coefs], 1)),
-        (np.concatenate([c[0] for c in intercepts], 1), np.concatenate([c[1] for c in intercepts], 1)),
+        (
+            np.concatenate([c[0] for c in intercepts], 1),
+            np.concatenate([c[1] for c in intercepts], 1),
+        ),
     )
     return Solution(
         coef=full,

@@ -50,9 +50,8 @@ ZERO = 1e-20
 class Fit:
     """A fit in a frame: which of the columns ``[1, x, y]`` explain which others, and how well that is known.
 
-    `error` is the estimated relative error of the coefficients and intercepts as they are; `float64_error`
-    what one refinement in float64 would leave; `rate` by how much an exact refinement shrinks it and
-    `floor` where that ends.
+    `error` estimates the relative error of the coefficients and intercepts, and `rate` how much a refinement
+    shrinks it.
     """
 
     frame: Frame
@@ -63,13 +62,36 @@ class Fit:
     ridge: np.ndarray  # shape: (n_design,)
     factor: Factor
     response_norm: np.ndarray  # shape: (n_responses,)
+    rss: np.ndarray  # shape: (n_responses,)
+    n_samples: int
+    roundoff: float  # of the moments
+    cancellation: float  # of squares about the shift to squares about the mean
     condition_number: float = 1.0
     smallest: float = 1.0  # singular value of the design with unit columns
     mean_in_gram: tuple[float, float] = (0.0, 0.0)  # see _norms_of_solved_mean
     error: float = 0.0
-    float64_error: float = 0.0
     rate: float = 0.0
-    floor: float = 0.0
+
+    @property
+    def n_intercepts(self) -> int:
+        """1 with an intercept in the design, else 0."""
+        return len(self.design) - len(self.ridge)
+
+    @property
+    def total_norm(self) -> np.ndarray:
+        """Norm of the coefficients of unit columns plus that of the response, per response."""
+        scaled = self.coef[0][self.n_intercepts :] * self.factor.norm[:, None]
+        return np.sqrt((scaled**2).sum(0)) + self.response_norm
+
+    @property
+    def residual_norm(self) -> np.ndarray:
+        """Norm of the residuals, at least what rounding leaves of it."""
+        return np.sqrt(np.maximum(self.rss, EPS * self.total_norm**2))
+
+    @property
+    def least(self) -> float:
+        """The share of a response below which a coefficient's digits do not count."""
+        return ZERO if self.n_samples * (1 + len(self.ridge)) <= SMALL_DATA else NEGLIGIBLE
 
 
 def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -89,7 +111,9 @@ def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Soluti
     fit = fit_moments(problem)
     if fit is None:
         rounded = ExactMoments.from_moments(problem.moments)
-        fit = fit_exact_moments(rounded, problem.blocks.n_features, problem.alpha, problem.fit_intercept)
+        fit = fit_exact_moments(
+            rounded, problem.blocks.n_features, problem.alpha, problem.fit_intercept
+        )
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
 
 
@@ -140,30 +164,33 @@ def fit_moments(problem: Problem) -> Fit | None:
     coef = solve_upper(upper, cross / norm[:, None]) / norm[:, None]
     design, coef = _with_intercept(active, offset, coef, n_features)
     cancellation = float((raw.diagonal()[1 + active] / diagonal[active]).max(initial=1.0))
-    rss = scatter.diagonal()[n_features:] - (cross * coef[-len(active) :] if len(active) else cross).sum(0)
+    rss = scatter.diagonal()[n_features:] - (
+        cross * coef[-len(active) :] if len(active) else cross
+    ).sum(0)
     return _assessed(
         Fit(
-            moments.frame,
-            n_features,
-            design,
-            np.arange(1 + n_features, len(raw)),
-            (coef, np.zeros_like(coef)),
-            ridge[active],
-            factor,
-            np.sqrt(raw.diagonal()[1 + n_features :]),
-        ),
-        n_samples=moments.n_samples,
-        roundoff=GRAM_ROUNDOFF,
-        cancellation=cancellation,
-        rss=rss,
-        factor_roundoff=None,
+            frame=moments.frame,
+            n_features=n_features,
+            design=design,
+            responses=np.arange(1 + n_features, len(raw)),
+            coef=(coef, np.zeros_like(coef)),
+            ridge=ridge[active],
+            factor=factor,
+            response_norm=np.sqrt(raw.diagonal()[1 + n_features :]),
+            rss=rss,
+            n_samples=moments.n_samples,
+            roundoff=GRAM_ROUNDOFF,
+            cancellation=cancellation,
+        )
     )
 
 
 def ridge_of(frame: Frame, n_features: int, alpha: float, weight_sum: float) -> np.ndarray:
     """What the penalty adds to the Gram matrix's diagonal, in the units of the frame."""
     ridge = np.full(n_features, alpha * weight_sum)
-    return ridge if frame.scale is None else ridge * frame.scale[1 : 1 + n_features].cpu().numpy() ** 2
+    return (
+        ridge if frame.scale is None else ridge * frame.scale[1 : 1 + n_features].cpu().numpy() ** 2
+    )
 
 
 def _with_intercept(
@@ -176,7 +203,9 @@ def _with_intercept(
     return np.concatenate([[0], 1 + active]), np.concatenate([intercept[None], coef])
 
 
-def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool) -> Fit:
+def fit_exact_moments(
+    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool
+) -> Fit:
     """Fit of moments of about 100 bits: independent columns explain y and the dependent columns."""
     raw = moments.high.cpu().numpy(), moments.low.cpu().numpy()
     weight_sum = float(raw[0][0, 0])
@@ -194,17 +223,28 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
     raw_diagonal = raw[0].diagonal()[1:] + penalty
     # A column of which cancellation leaves less than this cannot be told from a constant one.
     resolved = scatter[0].diagonal() > moments.unit_roundoff * raw_diagonal
-    inverse_norm = np.where(resolved, 1 / dd.slice_scale(np.sqrt(np.abs(scatter[0].diagonal()))), 0.0)
-    unit = scatter[0] * inverse_norm[:, None] * inverse_norm, scatter[1] * inverse_norm[:, None] * inverse_norm
+    inverse_norm = np.where(
+        resolved, 1 / dd.slice_scale(np.sqrt(np.abs(scatter[0].diagonal()))), 0.0
+    )
+    unit = (
+        scatter[0] * inverse_norm[:, None] * inverse_norm,
+        scatter[1] * inverse_norm[:, None] * inverse_norm,
+    )
     features = slice(0, n_features)
-    cancellation = float((raw_diagonal / scatter[0].diagonal())[features][resolved[features]].max(initial=1.0))
+    cancellation = float(
+        (raw_diagonal / scatter[0].diagonal())[features][resolved[features]].max(initial=1.0)
+    )
     tolerance = max(RANK_TOLERANCE**2, 16 * moments.unit_roundoff * cancellation)
-    upper, order, rank = dd.pivoted_cholesky((unit[0][features, features], unit[1][features, features]), tolerance)
+    upper, order, rank = dd.pivoted_cholesky(
+        (unit[0][features, features], unit[1][features, features]), tolerance
+    )
     active, dependent = order[:rank], np.sort(order[rank:])
     explained = np.concatenate([np.arange(n_features, len(scatter[0])), dependent])
     unit_norm = np.sqrt((upper[:, :rank] ** 2).sum(0))
     norm = unit_norm / inverse_norm[active]
-    factor = Factor(upper[:, :rank] / unit_norm, norm, None if offset is None else offset[0][active], weight_sum)
+    factor = Factor(
+        upper[:, :rank] / unit_norm, norm, None if offset is None else offset[0][active], weight_sum
+    )
     gram = scatter[0][np.ix_(active, active)], scatter[1][np.ix_(active, active)]
     cross = scatter[0][np.ix_(active, explained)], scatter[1][np.ix_(active, explained)]
     coef = _solve_refined(factor, gram, cross)
@@ -212,26 +252,27 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
     explained_norm = cross[0] * coef[0]
     if offset is not None:
         shift = dd.matmul((offset[0][active][None], offset[1][active][None]), coef)
-        intercept = dd.add((offset[0][explained][None], offset[1][explained][None]), dd.negative(shift))
+        intercept = dd.add(
+            (offset[0][explained][None], offset[1][explained][None]), dd.negative(shift)
+        )
         coef = np.concatenate([intercept[0], coef[0]]), np.concatenate([intercept[1], coef[1]])
         design = np.concatenate([[0], design])
     rss = scatter[0].diagonal()[explained] - explained_norm.sum(0)
     return _assessed(
         Fit(
-            moments.frame,
-            n_features,
-            design,
-            1 + explained,
-            coef,
-            ridge[active],
-            factor,
-            np.sqrt(raw_diagonal[explained]),
-        ),
-        n_samples=moments.n_samples,
-        roundoff=moments.unit_roundoff,
-        cancellation=cancellation,
-        rss=rss,
-        factor_roundoff=EPS,
+            frame=moments.frame,
+            n_features=n_features,
+            design=design,
+            responses=1 + explained,
+            coef=coef,
+            ridge=ridge[active],
+            factor=factor,
+            response_norm=np.sqrt(raw_diagonal[explained]),
+            rss=rss,
+            n_samples=moments.n_samples,
+            roundoff=moments.unit_roundoff,
+            cancellation=cancellation,
+        )
     )
 
 
@@ -253,55 +294,49 @@ def _solve_refined(factor: Factor, gram: DoubleDouble, cross: DoubleDouble) -> D
     return coef
 
 
-def _assessed(
-    fit: Fit,
-    *,
-    n_samples: int,
-    roundoff: float,
-    cancellation: float,
-    rss: np.ndarray,
-    factor_roundoff: float | None,
-) -> Fit:
-    """The fit with its condition number and estimates of its errors.
+def _assessed(fit: Fit) -> Fit:
+    """The fit with its condition number and the estimate of its error.
 
     With unit columns, a relative error ``u`` of the Gram matrix moves the coefficients by up to
-    ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm.
+    ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm. A factor of float64 moments is as
+    inaccurate as they are; one of exact moments was rounded to float64 only at the end.
     """
-    first = len(fit.design) - len(fit.ridge)
-    coef = fit.coef[0][first:]
     largest, smallest = extreme_singular_values(fit.factor.upper)
-    size = np.sqrt(max(1, len(coef)))
-    scaled = np.abs(coef) * fit.factor.norm[:, None]
-    total = np.sqrt((scaled**2).sum(0)) + fit.response_norm
-    residual_norm = np.sqrt(np.maximum(rss, EPS * total**2))
-    gram_error = roundoff * cancellation * total
-    if factor_roundoff is None:
-        rate = 4 * size * roundoff * cancellation / smallest**2
-    else:
-        rate = 8 * size * factor_roundoff / smallest
-    row_error = 4 * EPS * np.sqrt(cancellation / n_samples) * total
-    least = ZERO if n_samples * (1 + len(coef)) <= SMALL_DATA else NEGLIGIBLE
+    size = np.sqrt(max(1, len(fit.ridge)))
+    exact = fit.roundoff < EPS
+    rate = (
+        8 * size * EPS / smallest
+        if exact
+        else 4 * size * fit.roundoff * fit.cancellation / smallest**2
+    )
     fit = replace(
         fit,
         condition_number=largest / smallest,
         smallest=smallest,
-        mean_in_gram=_norms_of_solved_mean(fit) if first else (0.0, 0.0),
+        mean_in_gram=_norms_of_solved_mean(fit) if fit.n_intercepts else (0.0, 0.0),
         rate=rate,
     )
+    gram_error = fit.roundoff * fit.cancellation * fit.total_norm
     return replace(
-        fit,
-        error=_relative_error(fit, gram_error, 0.0, least, EPS if roundoff > EPS else EPS**2),
-        float64_error=_relative_error(
-            fit, GRAM_ROUNDOFF * residual_norm + rate * gram_error, row_error, least, EPS
-        ),
-        floor=_relative_error(
-            fit,
-            PRODUCT_ROUNDOFF * cancellation * residual_norm,
-            RESIDUAL_ROUNDOFF * cancellation * total,
-            least,
-            EPS**2,
-        ),
+        fit, error=_relative_error(fit, gram_error, 0.0, fit.least, EPS**2 if exact else EPS)
     )
+
+
+def _error_after_float64(fit: Fit) -> float:
+    """The error that one refinement in float64 would leave."""
+    gram_error = (
+        GRAM_ROUNDOFF * fit.residual_norm
+        + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
+    )
+    row_error = 4 * EPS * np.sqrt(fit.cancellation / fit.n_samples) * fit.total_norm
+    return _relative_error(fit, gram_error, row_error, fit.least, EPS**2)
+
+
+def _error_floor(fit: Fit) -> float:
+    """The error that refinement with exact residuals cannot go below."""
+    gram_error = PRODUCT_ROUNDOFF * fit.cancellation * fit.residual_norm
+    row_error = RESIDUAL_ROUNDOFF * fit.cancellation * fit.total_norm
+    return _relative_error(fit, gram_error, row_error, fit.least, EPS**2)
 
 
 def _norms_of_solved_mean(fit: Fit) -> tuple[float, float]:
@@ -332,14 +367,17 @@ def _relative_error(
     Coefficients below `least` of the response pass for zeros. Of columns explained by others, no single
     coefficient matters by itself.
     """
-    first = len(fit.design) - len(fit.ridge)
-    scaled = np.abs(fit.coef[0][first:]) * fit.factor.norm[:, None]
-    largest = scaled.max(0, initial=0.0)
-    measure = np.maximum(scaled, np.where(fit.responses <= fit.n_features, largest, 0.0))
-    total = np.maximum(largest, fit.response_norm)
+    first = fit.n_intercepts
+    measure = np.abs(fit.coef[0][first:]) * fit.factor.norm[:, None]
+    largest = measure.max(0, initial=0.0)
+    explained = fit.responses <= fit.n_features
+    if explained.any():
+        measure = np.maximum(measure, np.where(explained, largest, 0.0))
     absolute = gram_error / fit.smallest**2 + row_error / fit.smallest
-    ratio = np.divide(absolute, measure, out=np.zeros_like(scaled), where=measure > least * total)
-    worst = float(ratio.max(initial=0.0))
+    counted = measure > least * np.maximum(largest, fit.response_norm)
+    worst = float(
+        np.divide(absolute, measure, out=np.zeros_like(measure), where=counted).max(initial=0.0)
+    )
     if not first:
         return worst
     shift, scale = _shift_and_scale(fit.frame)
@@ -347,11 +385,15 @@ def _relative_error(
     terms = (shift[design] * scale[design])[:, None] * fit.coef[0][1:]
     constant = shift[fit.responses] * scale[fit.responses]
     intercept = np.abs(constant + fit.coef[0][0] - terms.sum(0))
-    size = np.abs(constant) + np.abs(terms).sum(0) + fit.response_norm / np.sqrt(fit.factor.weight_sum)
+    size = (
+        np.abs(constant) + np.abs(terms).sum(0) + fit.response_norm / np.sqrt(fit.factor.weight_sum)
+    )
     uncertain = gram_error * fit.mean_in_gram[0] + row_error * fit.mean_in_gram[1]
     uncertain = uncertain + roundoff * np.abs(terms).sum(0)
     # An intercept that is 0 but for rounding has no digits to lose.
-    ratio = np.divide(uncertain, intercept, out=np.zeros_like(size), where=intercept > 4 * EPS * size)
+    ratio = np.divide(
+        uncertain, intercept, out=np.zeros_like(size), where=intercept > 4 * EPS * size
+    )
     return max(worst, float(ratio.max()))
 
 
@@ -361,8 +403,9 @@ def _finish(
     """Refine as far as `tol` asks for, and give the solution in the user's units."""
     limit = MAX_REFINEMENTS if max_iter is None else max_iter
     if fit.error > tol and limit > 0:
-        if fit.float64_error <= tol:
-            fit, passes = _refine_in_float64(problem, fit), 1
+        float64_error = _error_after_float64(fit)
+        if float64_error <= tol:
+            fit, passes = replace(_refine_in_float64(problem, fit), error=float64_error), 1
         else:
             fit, passes = refine_exactly(problem, fit, limit)
         n_passes += passes
@@ -372,16 +415,16 @@ def _finish(
 def _refine_in_float64(problem: Problem, fit: Fit) -> Fit:
     """One pass: residuals of the rows, their gradient, and the change that takes it to 0."""
     gradient = problem.gradient(fit.frame, fit.design, fit.responses, fit.coef[0])
-    first = len(fit.design) - len(fit.ridge)
+    first = fit.n_intercepts
     gradient[first:] -= fit.ridge[:, None] * fit.coef[0][first:]
     coef = dd.two_sum(fit.coef[0], fit.factor.solve(gradient))
-    return replace(fit, coef=coef, error=fit.float64_error)
+    return replace(fit, coef=coef)
 
 
 def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
     """Passes with exact residuals, until what the next one would change is below rounding."""
     coef = fit.coef
-    first = len(fit.design) - len(fit.ridge)
+    first = fit.n_intercepts
     penalty = np.zeros((len(fit.design), 1))
     penalty[first:, 0] = fit.ridge
     rate, error = min(fit.rate, 0.5), fit.error
@@ -390,7 +433,9 @@ def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
     while n_passes < limit:
         gradient = problem.exact_gradient(fit.frame, fit.design, fit.responses, coef)
         if fit.ridge.any():
-            gradient = dd.add(gradient, dd.negative(dd.multiply(coef, (penalty, np.zeros_like(penalty)))))
+            gradient = dd.add(
+                gradient, dd.negative(dd.multiply(coef, (penalty, np.zeros_like(penalty))))
+            )
         change = fit.factor.solve(gradient[0])
         energy = fit.factor.energy(change)
         n_passes += 1
@@ -405,7 +450,7 @@ def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
         error = _relative_error(fit, 0.0, rate * energy, ZERO, EPS**2)
         if error <= EPS / 4:
             break
-    return replace(fit, error=max(error, fit.floor)), n_passes
+    return replace(fit, error=max(error, _error_floor(fit))), n_passes
 
 
 def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
@@ -430,7 +475,7 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
 def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     """Coefficients, shape (n_columns, n_responses), and intercepts, shape (1, n_responses), of the raw columns."""
     shift, scale = _shift_and_scale(fit.frame)
-    first = len(fit.design) - len(fit.ridge)
+    first = fit.n_intercepts
     columns = fit.design[first:]
     change = scale[columns][:, None] / scale[fit.responses]
     coef = fit.coef[0][first:] * change, fit.coef[1][first:] * change
