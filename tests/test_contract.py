@@ -252,7 +252,7 @@ class TestFeatureNames:
         X, reg = self.fitted()
         with pytest.warns(UserWarning, match="X does not have valid feature names"):
             reg.predict(X)
-        nameless = TorchLinearRegressor().fit(X, X[:, 0])
+        nameless = TorchLinearRegressor().fit(*problem())
         with pytest.warns(UserWarning, match="X has feature names, but TorchLinearRegressor"):
             nameless.predict(named(X))
 
@@ -422,7 +422,7 @@ KINDS = {
     "array": np.asarray,
     "float32": np.float32,
     "frame": pd.DataFrame,
-    "nullable frame": lambda X: pd.DataFrame(X).convert_dtypes(convert_floating=False),
+    "nullable frame": lambda X: pd.DataFrame(X).astype("Float64"),
     "csr": sparse.csr_array,
     "thin csr": lambda X: sparse.csr_array(np.where(np.isfinite(X) & (abs(X) < 2), 0, X)),
     "tensor": torch.from_numpy,

@@ -26,9 +26,7 @@ DATASETS: dict[str, Callable[[], Any]] = {
     "hubble23": lambda: datasets.load_hubble(version="freedman23", as_frame=True),
     "hubble1929": lambda: datasets.load_hubble(version="1929", as_frame=True),
     "plant_richness": lambda: datasets.load_plant_richness(as_frame=True),
-    "plant_richness_covariates": lambda: datasets.load_plant_richness(
-        covariates=True, as_frame=True
-    ),
+    "plant_richness_covariates": lambda: datasets.load_plant_richness(covariates=True, as_frame=True),
     "perceptron25": lambda: datasets.load_perceptron25(as_frame=True),
 }
 
@@ -130,8 +128,7 @@ def require(table: "pd.DataFrame", source: str, columns: Sequence[str]) -> None:
     unknown = [name for name in columns if name not in table.columns]
     if unknown:
         raise InputError(
-            f"{source}: no column {', '.join(map(repr, unknown))}; "
-            f"the columns are {', '.join(table.columns)}"
+            f"{source}: no column {', '.join(map(repr, unknown))}; the columns are {', '.join(table.columns)}"
         )
 
 
@@ -181,12 +178,8 @@ def fit(options: argparse.Namespace) -> None:
     table, default_target = read_table(options.data)
     target = options.target or default_target
     if target is None:
-        raise InputError(
-            f"--target is needed: the columns of {options.data} are {', '.join(table.columns)}"
-        )
-    sample = select(
-        table, options.data, target=target, features=options.features, weight=options.weight
-    )
+        raise InputError(f"--target is needed: the columns of {options.data} are {', '.join(table.columns)}")
+    sample = select(table, options.data, target=target, features=options.features, weight=options.weight)
     model = TorchLinearRegressor(
         alpha=options.alpha, fit_intercept=not options.no_intercept, device=options.device
     )
@@ -343,9 +336,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--weight", help="column of sample weights, >= 0")
     command.add_argument("--alpha", type=float, default=0.0, help="ridge penalty (default: 0)")
     command.add_argument("--no-intercept", action="store_true", help="fit through the origin")
-    command.add_argument(
-        "--device", default="auto", help='"auto" (default), "cpu", "cuda", "cuda:1", "mps"'
-    )
+    command.add_argument("--device", default="auto", help='"auto" (default), "cpu", "cuda", "cuda:1", "mps"')
     command.add_argument("--save", metavar="FILE", help="save the fitted model with joblib")
     command.set_defaults(run=fit)
     command = commands.add_parser(

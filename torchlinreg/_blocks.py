@@ -36,48 +36,45 @@ class Block(NamedTuple):
     csr: sparse.csr_array | None = None
 
 
+class Source(NamedTuple):
+    """Access to the rows of one data kind."""
+
+    n_samples: int
+    n_features: int
+    dtype: torch.dtype  # that results take: float32 for float32 data, else float64
+    take: Callable[
+        [int, int], torch.Tensor | sparse.csr_array
+    ]  # rows start to stop, dense on the device or CSR
+    in_place: bool = False  # whether rows are views of the user's memory
+    density: float = 1.0  # share of stored entries
+
+
 class RowBlocks:
     """Rows of X, y and weights that can be read any number of times, block by block.
 
     Parameters
     ----------
-    take : callable
-        ``take(start, stop)`` gives these rows of X: a floating tensor on `device`, or CSR.
+    source : Source
+        The rows of X.
     y : Tensor of shape (n_samples, n_targets)
     weight : Tensor of shape (n_samples,) or None
     one_target : bool
         Whether y was given as one dimension.
-    n_features : int
-    dtype : torch.dtype
-        The dtype that results take: float32 for float32 data, else float64.
-    device : torch.device
     """
 
     def __init__(
-        self,
-        take: Callable[[int, int], torch.Tensor | sparse.csr_array],
-        y: torch.Tensor,
-        weight: torch.Tensor | None,
-        *,
-        one_target: bool,
-        n_features: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, source: Source, y: torch.Tensor, weight: torch.Tensor | None, *, one_target: bool = False
     ) -> None:
-        self._take = take
+        self._source = source
         self.y = y
         self.weight = weight
-        self.n_samples, self.n_targets = y.shape
         self.one_target = one_target
-        self.n_features = n_features
-        self.dtype = dtype
-        self.device = device
-        self.rows_per_block = _rows_per_block(n_features + self.n_targets + 1)
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether blocks hold CSR rows."""
-        return not isinstance(self._take(0, 1), torch.Tensor)
+        self.n_samples, self.n_targets = y.shape
+        self.n_features = source.n_features
+        self.dtype = source.dtype
+        self.device = y.device
+        self.is_sparse = source.density <= CSR_DENSITY and y.device.type == "cpu"
+        self.rows_per_block = _rows_per_block(self.n_features + self.n_targets + 1)
 
     def __iter__(self) -> Iterator[Block]:
         for start in range(0, self.n_samples, self.rows_per_block):
@@ -85,11 +82,15 @@ class RowBlocks:
 
     def rows(self, start: int, stop: int) -> Block:
         """Rows ``start`` to ``stop`` (excluded) as one block."""
-        X = self._take(start, stop)
+        X = self._source.take(start, stop)
         weight = None if self.weight is None else self.weight[start:stop]
         if isinstance(X, torch.Tensor):
             return Block(X, self.y[start:stop], weight)
         return Block(None, self.y[start:stop], weight, X)
+
+    def large(self) -> Iterator[Block]:
+        """All rows at once where they are views of the user's memory, else the blocks."""
+        return iter([self.rows(0, self.n_samples)]) if self._source.in_place else iter(self)
 
     def dense(self) -> Iterator[Block]:
         """The same blocks, all dense."""
@@ -104,7 +105,7 @@ class RowBlocks:
         start = 0
         if self.weight is not None:
             start = int(torch.nonzero(self.weight[: self.n_samples] > 0)[0, 0])
-        X = self._take(start, min(start + n_rows, self.n_samples))
+        X = self._source.take(start, min(start + n_rows, self.n_samples))
         X = X if isinstance(X, torch.Tensor) else _densify(X, self.device)
         weight = None if self.weight is None else self.weight[start : start + n_rows]
         return Block(X, self.y[start : start + n_rows], weight)
@@ -128,9 +129,7 @@ class RowBlocks:
         if self.weight is None or bool((self.weight > 0).all()):
             return self
         keep = torch.nonzero(self.weight > 0)[:, 0]
-        X = torch.cat(
-            [b.X[b.weight > 0] for b in self.dense() if b.X is not None and b.weight is not None]
-        )
+        X = torch.cat([b.X[b.weight > 0] for b in self.dense() if b.X is not None and b.weight is not None])
         return tensor_blocks(X, self.y[keep], self.weight[keep], dtype=self.dtype)
 
     def raise_if_not_finite(self, estimator_name: str) -> None:
@@ -149,15 +148,7 @@ def tensor_blocks(
     dtype: torch.dtype = torch.float64,
 ) -> RowBlocks:
     """Blocks of a floating tensor, whose memory is shared."""
-    return RowBlocks(
-        lambda start, stop: X[start:stop],
-        y,
-        weight,
-        one_target=False,
-        n_features=X.shape[1],
-        dtype=dtype,
-        device=X.device,
-    )
+    return RowBlocks(Source(*X.shape, dtype, lambda start, stop: X[start:stop], in_place=True), y, weight)
 
 
 def as_row_blocks(
@@ -194,20 +185,19 @@ def as_row_blocks(
         or all-zero weights, or a device that is not there.
     """
     target = _resolve_device(device, X)
-    n_samples, n_features, dtype, take = _open(X, target, estimator)
+    source = _open(X, target, estimator)
+    n_samples = source.n_samples
     if y is None:
         targets = torch.empty((n_samples, 0), dtype=torch.float64, device=target)
     else:
         targets = _open_target(y, target, estimator)
-        check_consistent_length(np.empty(n_samples), np.empty(len(targets)))
+        if len(targets) != n_samples:
+            check_consistent_length(np.empty(n_samples), np.empty(len(targets)))
     return RowBlocks(
-        take,
-        targets.reshape(n_samples, -1) if targets.ndim == 1 else targets,
+        source,
+        targets[:, None] if targets.ndim == 1 else targets,
         _open_weight(sample_weight, n_samples, target),
         one_target=targets.ndim == 1,
-        n_features=n_features,
-        dtype=dtype,
-        device=target,
     )
 
 
@@ -240,10 +230,8 @@ def _resolve_device(device: str, X: Any) -> torch.device:
     return target
 
 
-def _open(
-    X: Any, device: torch.device, estimator: Any
-) -> tuple[int, int, torch.dtype, Callable[[int, int], torch.Tensor | sparse.csr_array]]:
-    """Shape, result dtype and row access of X."""
+def _open(X: Any, device: torch.device, estimator: Any) -> Source:
+    """Checks X and gives access to its rows."""
 
     def checked(rows: Any) -> Any:
         if _is_plain(rows):
@@ -258,30 +246,26 @@ def _open(
         checked(_frame_rows(X, 0, 1))
         # Every block is made by itself, so a frame of several dtypes is never copied whole.
         dtype = _result_dtype(np.result_type(*map(_column_dtype, X.dtypes)))
-        return (
-            *X.shape,
-            dtype,
-            lambda start, stop: _to_tensor(checked(_frame_rows(X, start, stop)), device),
+        return Source(
+            *X.shape, dtype, lambda start, stop: _to_tensor(checked(_frame_rows(X, start, stop)), device)
         )
     X = checked(X)
-    n_samples, n_features = X.shape
-    dtype = _result_dtype(X.dtype)
+    shape, dtype = X.shape, _result_dtype(X.dtype)
     if sparse.issparse(X):
         csr = sparse.csr_array(X)
         if csr.dtype not in (np.float32, np.float64):
             csr = csr.astype(np.float64)
-        if csr.nnz <= CSR_DENSITY * n_samples * n_features and device.type == "cpu":
-            return n_samples, n_features, dtype, lambda start, stop: csr[start:stop]
-        return n_samples, n_features, dtype, lambda start, stop: _densify(csr[start:stop], device)
-    if _is_shareable(X):
-        shared = torch.from_numpy(X)
-        return n_samples, n_features, dtype, lambda start, stop: shared[start:stop].to(device)
-    return n_samples, n_features, dtype, lambda start, stop: _to_tensor(X[start:stop], device)
+        density = csr.nnz / (shape[0] * shape[1])
+        return Source(*shape, dtype, lambda start, stop: csr[start:stop], density=density)
+    if not _is_shareable(X):
+        return Source(*shape, dtype, lambda start, stop: _to_tensor(X[start:stop], device))
+    shared = torch.from_numpy(X)
+    if device.type == "cpu":
+        return Source(*shape, dtype, lambda start, stop: shared[start:stop], in_place=True)
+    return Source(*shape, dtype, lambda start, stop: shared[start:stop].to(device))
 
 
-def _open_tensor(
-    X: torch.Tensor, device: torch.device, checked: Callable[[Any], Any]
-) -> tuple[int, int, torch.dtype, Callable[[int, int], torch.Tensor]]:
+def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any], Any]) -> Source:
     if X.layout is not torch.strided or X.is_complex():
         raise ValueError(
             f"Complex data not supported, nor are sparse tensors: got {X.layout} of {X.dtype}. Give a dense "
@@ -296,22 +280,16 @@ def _open_tensor(
     def take(start: int, stop: int) -> torch.Tensor:
         return detached[start:stop].to(device=device, dtype=inside)
 
-    return X.shape[0], X.shape[1], dtype, take
+    return Source(X.shape[0], X.shape[1], dtype, take, in_place=X.dtype is inside and X.device == device)
 
 
 def _is_plain(X: Any) -> bool:
     """Whether X is what `check_array` would give back unchanged; asking it takes longer than a small fit."""
-    return (
-        type(X) is np.ndarray and X.dtype in (np.float32, np.float64) and X.ndim == 2 and X.size > 0
-    )
+    return type(X) is np.ndarray and X.dtype in (np.float32, np.float64) and X.ndim == 2 and X.size > 0
 
 
 def _is_frame(X: Any) -> bool:
-    return (
-        hasattr(X, "dtypes")
-        and hasattr(X, "columns")
-        and (hasattr(X, "iloc") or hasattr(X, "slice"))
-    )
+    return hasattr(X, "dtypes") and hasattr(X, "columns") and (hasattr(X, "iloc") or hasattr(X, "slice"))
 
 
 def _frame_rows(X: Any, start: int, stop: int) -> Any:
@@ -376,9 +354,7 @@ def _open_target(y: Any, device: torch.device, estimator: Any) -> torch.Tensor:
                 estimator=estimator,
             )
         if array.ndim not in (1, 2):
-            raise ValueError(
-                f"y should be a 1d or 2d array, got an array of shape {array.shape} instead."
-            )
+            raise ValueError(f"y should be a 1d or 2d array, got an array of shape {array.shape} instead.")
         columns = _to_tensor(array, device).to(torch.float64)
     if columns.ndim == 2 and columns.shape[1] == 0:
         raise ValueError("y has 0 columns; give at least one target.")
@@ -396,18 +372,14 @@ def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> to
             array = np.full(n_samples, array)
         weight = _to_tensor(array, device)
     if weight.ndim != 1:
-        raise ValueError(
-            f"Sample weights must be 1D array or scalar, got shape {tuple(weight.shape)}."
-        )
+        raise ValueError(f"Sample weights must be 1D array or scalar, got shape {tuple(weight.shape)}.")
     if len(weight) != n_samples:
         raise ValueError(f"sample_weight.shape == {tuple(weight.shape)}, expected {(n_samples,)}!")
     smallest, largest = float(weight.min()), float(weight.sum())
     if not np.isfinite(largest):
         assert_all_finite(_to_numpy(weight), input_name="sample_weight")
     if smallest < 0:
-        raise ValueError(
-            "Negative values in data passed to `sample_weight`: weights must be 0 or more."
-        )
+        raise ValueError("Negative values in data passed to `sample_weight`: weights must be 0 or more.")
     if largest == 0:
         raise ValueError("Every sample_weight is zero: at least one weight must be positive.")
     return weight

@@ -132,9 +132,7 @@ def pivoted_cholesky(
         update = multiply(
             (multiplier[0][1:, None], multiplier[1][1:, None]), (row[0][None, 1:], row[1][None, 1:])
         )
-        high[rest, rest], low[rest, rest] = add(
-            (high[rest, rest], low[rest, rest]), negative(update)
-        )
+        high[rest, rest], low[rest, rest] = add((high[rest, rest], low[rest, rest]), negative(update))
     return factor, order, size
 
 

@@ -251,14 +251,15 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         blocks = as_row_blocks(X, estimator=self)
         validate_data(self, X, reset=False, skip_check_array=True)
         single = blocks.dtype is torch.float32 and self.coef_.dtype == np.float32
-        coef = np.atleast_2d(self.coef_).T
-        result = _predictions(
-            blocks, coef, np.atleast_1d(self.intercept_), np.float32 if single else np.float64
-        )
-        if not bool(torch.isfinite(result.sum())):
+        dtype = np.float32 if single else np.float64
+        coef = self.coef_.reshape(-1, blocks.n_features).T.astype(dtype, copy=False)
+        intercept = np.asarray(self.intercept_, dtype=dtype)
+        predict = _predict_on_cpu if blocks.device.type == "cpu" else _predict_on_device
+        result = predict(blocks, coef, intercept)
+        if not math.isfinite(result.sum()):
             blocks.raise_if_not_finite(type(self).__name__)
         result = result[:, 0] if self.coef_.ndim == 1 else result
-        return result if isinstance(X, torch.Tensor) else result.numpy()
+        return torch.as_tensor(result) if isinstance(X, torch.Tensor) else result
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -270,9 +271,7 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             raise ValueError(f"alpha={self.alpha!r} must be a finite number, 0 or more.")
         if not isinstance(self.tol, Real) or not 0 < self.tol < math.inf:
             raise ValueError(f"tol={self.tol!r} must be a positive number, such as 1e-12.")
-        if self.max_iter is not None and (
-            not isinstance(self.max_iter, Integral) or self.max_iter < 0
-        ):
+        if self.max_iter is not None and (not isinstance(self.max_iter, Integral) or self.max_iter < 0):
             raise ValueError(f"max_iter={self.max_iter!r} must be None or an integer, 0 or more.")
         if not isinstance(self.fit_intercept, (bool, np.bool_)):
             raise ValueError(f"fit_intercept={self.fit_intercept!r} must be True or False.")
@@ -327,29 +326,29 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             )
 
 
-def _predictions(
-    blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray, dtype: Any
-) -> torch.Tensor:
+def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
     """``X @ coef + intercept`` of all rows; shape: (n_samples, n_targets)."""
-    coef = coef.astype(dtype)
-    intercept = intercept.astype(dtype)
-    if blocks.device.type == "cpu":
-        result = np.empty((blocks.n_samples, coef.shape[1]), dtype=dtype)
-        start = 0
-        for block in blocks:
-            part = result[start : start + len(block.y)]
-            rows = block.csr if block.X is None else block.X.numpy()
-            part[...] = rows @ coef
-            part += intercept
-            start += len(part)
-        return torch.from_numpy(result)
-    # Float64 also for float32 data, so that no TF32 setting of the user's can cost digits.
+    result = np.empty((blocks.n_samples, coef.shape[1]), dtype=coef.dtype)
+    start = 0
+    for block in blocks.large():
+        part = result[start : start + len(block.y)]
+        if block.X is not None and block.X.numpy().dtype == coef.dtype:
+            np.matmul(block.X.numpy(), coef, out=part)
+        else:
+            part[...] = (block.csr if block.X is None else block.X.numpy()) @ coef
+        part += intercept
+        start += len(part)
+    return result
+
+
+def _predict_on_device(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -> torch.Tensor:
+    """The same on a GPU, in float64 also for float32 data: no TF32 setting of the user's costs digits."""
     weights = torch.from_numpy(coef.astype(np.float64)).to(blocks.device)
     constant = torch.from_numpy(intercept.astype(np.float64)).to(blocks.device)
     parts = [
-        block.X.to(torch.float64) @ weights + constant for block in blocks if block.X is not None
+        block.X.to(torch.float64) @ weights + constant for block in blocks.dense() if block.X is not None
     ]
-    return torch.cat(parts).to(torch.float32 if dtype is np.float32 else torch.float64)
+    return torch.cat(parts).to(torch.float32 if coef.dtype == np.float32 else torch.float64)
 
 
 def _frame_for(before: ExactMoments | None, blocks: RowBlocks, fit_intercept: bool) -> Frame:

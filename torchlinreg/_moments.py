@@ -38,9 +38,7 @@ class Frame(NamedTuple):
     scale: torch.Tensor | None  # shape: (1 + n_features + n_targets,)
 
 
-def choose_frame(
-    blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tensor | None = None
-) -> Frame:
+def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tensor | None = None) -> Frame:
     """Shift by the mean of the first rows, so that an offset costs no digits; scale extreme columns.
 
     A column that is constant in these rows is shifted by its value: if it is constant throughout, its
@@ -58,14 +56,14 @@ def choose_frame(
         if blocks.is_sparse:
             shift[1 : 1 + blocks.n_features] = 0  # a shift would fill the zeros
     magnitude = np.abs(columns - shift[1:]).max(0) if largest is None else largest.cpu().numpy()
-    ordinary = ((magnitude >= SAFE_RANGE[0]) & (magnitude <= SAFE_RANGE[1])) | (magnitude == 0)
-    extreme = ~ordinary & np.isfinite(magnitude)
+    extreme = (magnitude < SAFE_RANGE[0]) & (magnitude > 0)
+    extreme |= (magnitude > SAFE_RANGE[1]) & (magnitude < np.inf)
     scale = None
     if extreme.any():
         scale = torch.ones(len(shift), dtype=torch.float64, device=blocks.device)
-        scale[1:][torch.from_numpy(extreme)] = torch.from_numpy(
-            1 / dd.slice_scale(magnitude[extreme])
-        ).to(blocks.device)
+        scale[1:][torch.from_numpy(extreme)] = torch.from_numpy(1 / dd.slice_scale(magnitude[extreme])).to(
+            blocks.device
+        )
     return Frame(torch.from_numpy(shift).to(blocks.device), scale)
 
 
@@ -106,9 +104,7 @@ class ShiftedRows:
         n_rows, n_features = block.X.shape
         shift, scale = self.frame
         if self._buffer is None or len(self._buffer) < n_rows:
-            self._buffer = torch.empty(
-                (n_rows, len(shift)), dtype=torch.float64, device=shift.device
-            )
+            self._buffer = torch.empty((n_rows, len(shift)), dtype=torch.float64, device=shift.device)
             self._buffer[:, 0] = 1
         rows = self._buffer[:n_rows]
         torch.sub(block.X, shift[1 : 1 + n_features], out=rows[:, 1 : 1 + n_features])

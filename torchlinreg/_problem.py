@@ -49,7 +49,7 @@ class Problem:
             X or y holds NaN or infinity.
         """
         frame = choose_frame(self.blocks, fit_intercept=self.fit_intercept)
-        moments = self.blocks.map_reduce(MomentsOf(frame), Moments.merge)
+        moments = self.blocks.map_reduce(MomentsOf(frame), Moments.merge, dense=not self.blocks.is_sparse)
         if _is_sound(moments):
             return moments
         self.blocks.raise_if_not_finite(self.name)
@@ -58,7 +58,7 @@ class Problem:
             fit_intercept=self.fit_intercept,
             largest=largest_magnitudes(self.blocks, frame),
         )
-        return self.blocks.map_reduce(MomentsOf(frame), Moments.merge)
+        return self.blocks.map_reduce(MomentsOf(frame), Moments.merge, dense=not self.blocks.is_sparse)
 
     def exact_moments(self, frame: Frame) -> ExactMoments:
         """Moments of all rows to about 100 bits; one pass."""

@@ -57,9 +57,7 @@ class GradientOf:
     coef : ndarray of shape (n_design, n_responses)
     """
 
-    def __init__(
-        self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray
-    ) -> None:
+    def __init__(self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray) -> None:
         self._rows = ShiftedRows(frame)
         device = frame.shift.device
         self._design = torch.from_numpy(design).to(device)
@@ -141,6 +139,4 @@ def exact_transposed_product(
 
 def columns_of(rows: ExactRows, index: torch.Tensor) -> ExactRows:
     """Some of the columns."""
-    return ExactRows(
-        rows.high[:, index], rows.low[:, index], rows.scale[index], rows.remainder_weight
-    )
+    return ExactRows(rows.high[:, index], rows.low[:, index], rows.scale[index], rows.remainder_weight)

@@ -16,7 +16,9 @@ class Status(Enum):
         "Several coefficient vectors fit equally well, because columns of X depend on each other; the one of "
         "least norm was taken. Use alpha > 0, or remove columns, for a unique answer."
     )
-    DIGITS_LOST = "The coefficients have fewer correct digits than tol asks for: the columns of X are nearly dependent."
+    DIGITS_LOST = (
+        "The coefficients have fewer correct digits than tol asks for: the columns of X are nearly dependent."
+    )
 
     @property
     def message(self) -> str:

@@ -119,9 +119,7 @@ def load_plant_richness(
     ((22, 1), (22,))
     """
     features = ["area", "latitude", "dist_mainland"] if covariates else ["area"]
-    return _load(
-        "plant_richness.csv", features, "ntv_rich", return_X_y=return_X_y, as_frame=as_frame
-    )
+    return _load("plant_richness.csv", features, "ntv_rich", return_X_y=return_X_y, as_frame=as_frame)
 
 
 def load_perceptron25(*, return_X_y: bool = False, as_frame: bool = False) -> Loaded:
@@ -156,9 +154,7 @@ def load_perceptron25(*, return_X_y: bool = False, as_frame: bool = False) -> Lo
     return _load("perceptron25.csv", ["x"], "y", return_X_y=return_X_y, as_frame=as_frame)
 
 
-def _load(
-    file: str, features: Sequence[str], target: str, *, return_X_y: bool, as_frame: bool
-) -> Loaded:
+def _load(file: str, features: Sequence[str], target: str, *, return_X_y: bool, as_frame: bool) -> Loaded:
     """Read columns of one file; a first column of names becomes the index of a frame."""
     path = _DATA / file
     with path.open(newline="", encoding="utf-8") as lines:

@@ -143,9 +143,7 @@ def _shifted_features(block: Block, frame: Frame) -> torch.Tensor:
     return rows if frame.scale is None else rows * frame.scale[inside]
 
 
-def _factorise(
-    blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_intercept: bool
-) -> _System | None:
+def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_intercept: bool) -> _System | None:
     """The kernel's factor; None where the rows depend on each other."""
     kernel = np.zeros((blocks.n_samples,) * 2)
     starts = range(0, blocks.n_samples, blocks.rows_per_block)
@@ -179,9 +177,7 @@ def _factorise(
     if rank < size:
         return None
     largest, smallest = extreme_singular_values(upper)
-    return _System(
-        upper, norm, order, fit_intercept, largest / smallest, 16 * size * EPS / smallest
-    )
+    return _System(upper, norm, order, fit_intercept, largest / smallest, 16 * size * EPS / smallest)
 
 
 def _level(kernel: np.ndarray) -> float:
@@ -251,9 +247,7 @@ def _relative_change(old: DoubleDouble, new: DoubleDouble, zero: np.ndarray) -> 
     """The largest change relative to the new value, among values above what passes for zero."""
     moved = np.abs(dd.add(new, dd.negative(old))[0])
     size = np.abs(new[0])
-    return float(
-        np.divide(moved, size, out=np.zeros_like(size), where=size > zero).max(initial=0.0)
-    )
+    return float(np.divide(moved, size, out=np.zeros_like(size), where=size > zero).max(initial=0.0))
 
 
 def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:
@@ -337,13 +331,9 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     responses = torch.cat([blocks.y, X[:, dependent]], dim=1)
     coefs, intercepts, conditions, errors = [], [], [1.0], [0.0]
     for start in range(0, responses.shape[1], RESPONSES_AT_ONCE):
-        part = tensor_blocks(
-            X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight
-        )
+        part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
         tall = Problem(part, 0.0, problem.fit_intercept, problem.name)
-        fit = fit_exact_moments(
-            tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept
-        )
+        fit = fit_exact_moments(tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept)
         if fit.error > tol:
             fit, _ = refine_exactly(tall, fit, MAX_REFINEMENTS)
         coef, intercept = in_user_units(fit)

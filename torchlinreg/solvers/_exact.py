@@ -111,9 +111,7 @@ def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Soluti
     fit = fit_moments(problem)
     if fit is None:
         rounded = ExactMoments.from_moments(problem.moments)
-        fit = fit_exact_moments(
-            rounded, problem.blocks.n_features, problem.alpha, problem.fit_intercept
-        )
+        fit = fit_exact_moments(rounded, problem.blocks.n_features, problem.alpha, problem.fit_intercept)
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
 
 
@@ -147,7 +145,7 @@ def fit_moments(problem: Problem) -> Fit | None:
     ridge = ridge_of(moments.frame, n_features, problem.alpha, weight_sum)
     diagonal = scatter.diagonal()[:n_features] + ridge
     # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0.
-    active = np.flatnonzero((raw.diagonal()[1 : 1 + n_features] > 0) | (ridge > 0))
+    active = ((raw.diagonal()[1 : 1 + n_features] > 0) | (ridge > 0)).nonzero()[0]
     if not (diagonal[active] > 0).all():
         return None
     norm = np.sqrt(diagonal[active])
@@ -164,9 +162,7 @@ def fit_moments(problem: Problem) -> Fit | None:
     coef = solve_upper(upper, cross / norm[:, None]) / norm[:, None]
     design, coef = _with_intercept(active, offset, coef, n_features)
     cancellation = float((raw.diagonal()[1 + active] / diagonal[active]).max(initial=1.0))
-    rss = scatter.diagonal()[n_features:] - (
-        cross * coef[-len(active) :] if len(active) else cross
-    ).sum(0)
+    rss = scatter.diagonal()[n_features:] - (cross * coef[-len(active) :] if len(active) else cross).sum(0)
     return _assessed(
         Fit(
             frame=moments.frame,
@@ -188,9 +184,7 @@ def fit_moments(problem: Problem) -> Fit | None:
 def ridge_of(frame: Frame, n_features: int, alpha: float, weight_sum: float) -> np.ndarray:
     """What the penalty adds to the Gram matrix's diagonal, in the units of the frame."""
     ridge = np.full(n_features, alpha * weight_sum)
-    return (
-        ridge if frame.scale is None else ridge * frame.scale[1 : 1 + n_features].cpu().numpy() ** 2
-    )
+    return ridge if frame.scale is None else ridge * frame.scale[1 : 1 + n_features].cpu().numpy() ** 2
 
 
 def _with_intercept(
@@ -199,13 +193,15 @@ def _with_intercept(
     """Design columns and coefficients of the frame, with the intercept first."""
     if offset is None:
         return 1 + active, coef
-    intercept = offset[n_features:] - offset[active] @ coef
-    return np.concatenate([[0], 1 + active]), np.concatenate([intercept[None], coef])
+    design = np.zeros(1 + len(active), dtype=np.intp)
+    design[1:] = 1 + active
+    full = np.empty((1 + len(active), coef.shape[1]))
+    full[0] = offset[n_features:] - offset[active] @ coef
+    full[1:] = coef
+    return design, full
 
 
-def fit_exact_moments(
-    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool
-) -> Fit:
+def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool) -> Fit:
     """Fit of moments of about 100 bits: independent columns explain y and the dependent columns."""
     raw = moments.high.cpu().numpy(), moments.low.cpu().numpy()
     weight_sum = float(raw[0][0, 0])
@@ -223,9 +219,7 @@ def fit_exact_moments(
     raw_diagonal = raw[0].diagonal()[1:] + penalty
     # A column of which cancellation leaves less than this cannot be told from a constant one.
     resolved = scatter[0].diagonal() > moments.unit_roundoff * raw_diagonal
-    inverse_norm = np.where(
-        resolved, 1 / dd.slice_scale(np.sqrt(np.abs(scatter[0].diagonal()))), 0.0
-    )
+    inverse_norm = np.where(resolved, 1 / dd.slice_scale(np.sqrt(np.abs(scatter[0].diagonal()))), 0.0)
     unit = (
         scatter[0] * inverse_norm[:, None] * inverse_norm,
         scatter[1] * inverse_norm[:, None] * inverse_norm,
@@ -252,9 +246,7 @@ def fit_exact_moments(
     explained_norm = cross[0] * coef[0]
     if offset is not None:
         shift = dd.matmul((offset[0][active][None], offset[1][active][None]), coef)
-        intercept = dd.add(
-            (offset[0][explained][None], offset[1][explained][None]), dd.negative(shift)
-        )
+        intercept = dd.add((offset[0][explained][None], offset[1][explained][None]), dd.negative(shift))
         coef = np.concatenate([intercept[0], coef[0]]), np.concatenate([intercept[1], coef[1]])
         design = np.concatenate([[0], design])
     rss = scatter[0].diagonal()[explained] - explained_norm.sum(0)
@@ -304,11 +296,7 @@ def _assessed(fit: Fit) -> Fit:
     largest, smallest = extreme_singular_values(fit.factor.upper)
     size = np.sqrt(max(1, len(fit.ridge)))
     exact = fit.roundoff < EPS
-    rate = (
-        8 * size * EPS / smallest
-        if exact
-        else 4 * size * fit.roundoff * fit.cancellation / smallest**2
-    )
+    rate = 8 * size * EPS / smallest if exact else 4 * size * fit.roundoff * fit.cancellation / smallest**2
     fit = replace(
         fit,
         condition_number=largest / smallest,
@@ -317,16 +305,13 @@ def _assessed(fit: Fit) -> Fit:
         rate=rate,
     )
     gram_error = fit.roundoff * fit.cancellation * fit.total_norm
-    return replace(
-        fit, error=_relative_error(fit, gram_error, 0.0, fit.least, EPS**2 if exact else EPS)
-    )
+    return replace(fit, error=_relative_error(fit, gram_error, 0.0, fit.least, EPS**2 if exact else EPS))
 
 
 def _error_after_float64(fit: Fit) -> float:
     """The error that one refinement in float64 would leave."""
     gram_error = (
-        GRAM_ROUNDOFF * fit.residual_norm
-        + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
+        GRAM_ROUNDOFF * fit.residual_norm + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
     )
     row_error = 4 * EPS * np.sqrt(fit.cancellation / fit.n_samples) * fit.total_norm
     return _relative_error(fit, gram_error, row_error, fit.least, EPS**2)
@@ -375,9 +360,7 @@ def _relative_error(
         measure = np.maximum(measure, np.where(explained, largest, 0.0))
     absolute = gram_error / fit.smallest**2 + row_error / fit.smallest
     counted = measure > least * np.maximum(largest, fit.response_norm)
-    worst = float(
-        np.divide(absolute, measure, out=np.zeros_like(measure), where=counted).max(initial=0.0)
-    )
+    worst = float(np.divide(absolute, measure, out=np.zeros_like(measure), where=counted).max(initial=0.0))
     if not first:
         return worst
     shift, scale = _shift_and_scale(fit.frame)
@@ -385,15 +368,11 @@ def _relative_error(
     terms = (shift[design] * scale[design])[:, None] * fit.coef[0][1:]
     constant = shift[fit.responses] * scale[fit.responses]
     intercept = np.abs(constant + fit.coef[0][0] - terms.sum(0))
-    size = (
-        np.abs(constant) + np.abs(terms).sum(0) + fit.response_norm / np.sqrt(fit.factor.weight_sum)
-    )
+    size = np.abs(constant) + np.abs(terms).sum(0) + fit.response_norm / np.sqrt(fit.factor.weight_sum)
     uncertain = gram_error * fit.mean_in_gram[0] + row_error * fit.mean_in_gram[1]
     uncertain = uncertain + roundoff * np.abs(terms).sum(0)
     # An intercept that is 0 but for rounding has no digits to lose.
-    ratio = np.divide(
-        uncertain, intercept, out=np.zeros_like(size), where=intercept > 4 * EPS * size
-    )
+    ratio = np.divide(uncertain, intercept, out=np.zeros_like(size), where=intercept > 4 * EPS * size)
     return max(worst, float(ratio.max()))
 
 
@@ -433,9 +412,7 @@ def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
     while n_passes < limit:
         gradient = problem.exact_gradient(fit.frame, fit.design, fit.responses, coef)
         if fit.ridge.any():
-            gradient = dd.add(
-                gradient, dd.negative(dd.multiply(coef, (penalty, np.zeros_like(penalty))))
-            )
+            gradient = dd.add(gradient, dd.negative(dd.multiply(coef, (penalty, np.zeros_like(penalty)))))
         change = fit.factor.solve(gradient[0])
         energy = fit.factor.energy(change)
         n_passes += 1
@@ -478,11 +455,13 @@ def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     first = fit.n_intercepts
     columns = fit.design[first:]
     change = scale[columns][:, None] / scale[fit.responses]
-    coef = fit.coef[0][first:] * change, fit.coef[1][first:] * change
+    high, low = fit.coef[0][first:] * change, fit.coef[1][first:] * change
     zero = np.zeros((1, len(fit.responses)))
     if not first:
-        return coef, (zero, zero)
+        return (high, low), (zero, zero)
+    origin, target = shift[columns][None], shift[fit.responses][None]
     intercept = fit.coef[0][:1] / scale[fit.responses], fit.coef[1][:1] / scale[fit.responses]
-    moved = dd.matmul((shift[columns][None], np.zeros((1, len(columns)))), coef)
-    intercept = dd.add(dd.add((shift[fit.responses][None], zero), intercept), dd.negative(moved))
-    return coef, intercept
+    if not low.any():  # a plain float64 fit, whose estimated error allows for this rounding
+        return (high, low), (target + intercept[0] - origin @ high, zero)
+    moved = dd.matmul((origin, np.zeros_like(origin)), (high, low))
+    return (high, low), dd.add(dd.add((target, zero), intercept), dd.negative(moved))

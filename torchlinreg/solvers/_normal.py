@@ -68,14 +68,12 @@ def solve_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
 def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
     """The largest and smallest singular value of a triangular factor; to about 10 % where it is large."""
     size = len(upper)
-    if size == 0:
-        return 1.0, 1.0
+    if size <= 1:
+        return 1.0, 1.0  # its columns have unit norm
     if size <= SMALL:
         values = np.linalg.svd(upper, compute_uv=False)
         return float(values[0]), float(values[-1])
-    start = np.random.default_rng(0).standard_normal(
-        (size, 2)
-    )  # touches no random state of the user
+    start = np.random.default_rng(0).standard_normal((size, 2))  # touches no random state of the user
     largest = _largest_eigenvalue(lambda v: upper.T @ (upper @ v), start)
     smallest = 1 / _largest_eigenvalue(lambda v: solve_upper(upper, v), start)
     return float(np.sqrt(largest)), float(np.sqrt(smallest))
