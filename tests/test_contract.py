@@ -20,7 +20,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validat
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils import get_tags
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from torchlinreg import TorchLinearRegressor
 from torchlinreg.solvers import SOLVERS
@@ -45,7 +45,13 @@ def named(X, names="abc"):
     return pd.DataFrame(X, columns=list(names))
 
 
-@parametrize_with_checks(CONFIGURATIONS)
+# As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
+CHECKS = [pair for reg in CONFIGURATIONS for pair in estimator_checks_generator(reg)]
+
+
+@pytest.mark.parametrize(
+    ("estimator", "check"), CHECKS, ids=[f"{reg}-{check.func.__name__}" for reg, check in CHECKS]
+)
 def test_scikit_learn_check(estimator, check):
     try:
         check(estimator)

@@ -73,6 +73,7 @@ class RowBlocks:
         self.n_features = source.n_features
         self.dtype = source.dtype
         self.device = y.device
+        self.in_place = source.in_place
         self.is_sparse = source.density <= CSR_DENSITY and y.device.type == "cpu"
         self.rows_per_block = _rows_per_block(self.n_features + self.n_targets + 1)
 
@@ -88,9 +89,12 @@ class RowBlocks:
             return Block(X, self.y[start:stop], weight)
         return Block(None, self.y[start:stop], weight, X)
 
-    def large(self) -> Iterator[Block]:
-        """All rows at once where they are views of the user's memory, else the blocks."""
-        return iter([self.rows(0, self.n_samples)]) if self._source.in_place else iter(self)
+    def large(self, n_rows: int) -> Iterator[Block]:
+        """Blocks of `n_rows`, for rows that are read where they are; the ordinary blocks for others."""
+        if not self.in_place:
+            return iter(self)
+        starts = range(0, self.n_samples, n_rows)
+        return (self.rows(start, min(start + n_rows, self.n_samples)) for start in starts)
 
     def dense(self) -> Iterator[Block]:
         """The same blocks, all dense."""
@@ -116,9 +120,16 @@ class RowBlocks:
         merge: Callable[[Statistic, Statistic], Statistic],
         *,
         dense: bool = False,
+        large: bool = False,
     ) -> Statistic:
-        """Merge the statistic `of` each block; one pass over the rows."""
-        blocks = iter(self.dense() if dense else self)
+        """Merge the statistic `of` each block; one pass over the rows.
+
+        `dense` asks for dense blocks, and `large` for larger ones where rows are read where they are.
+        """
+        if large and self.in_place:
+            blocks = self.large(max(1, WIDE_BLOCK_BYTES // (8 * self.n_features)))
+        else:
+            blocks = iter(self.dense() if dense else self)
         result = of(next(blocks))
         for block in blocks:
             result = merge(result, of(block))

@@ -330,7 +330,7 @@ def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) 
     """``X @ coef + intercept`` of all rows; shape: (n_samples, n_targets)."""
     result = np.empty((blocks.n_samples, coef.shape[1]), dtype=coef.dtype)
     start = 0
-    for block in blocks.large():
+    for block in blocks.large(blocks.n_samples):
         part = result[start : start + len(block.y)]
         if block.X is not None and block.X.numpy().dtype == coef.dtype:
             np.matmul(block.X.numpy(), coef, out=part)

@@ -17,12 +17,15 @@ from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks
 
 HEAD_ROWS = 256
+SMALL_ROWS = 1024
 # Squares of numbers within these bounds neither overflow nor underflow, even summed over 1e12 rows.
 SAFE_RANGE = (1e-140, 1e140)
-# From this many columns on, NumPy's symmetric product beats torch's batched one on a CPU, though it starts its
-# threads anew each time (measured on two cores).
-SYMMETRIC_PRODUCT_COLUMNS = 192
-BATCHES = 16
+# On a CPU, products of BATCHES stacks of rows run one per core without splitting a product among threads, and
+# panels of columns leave out most of the lower triangle. Measured on two cores against one NumPy product:
+# 1e6 x 12: 5 against 12 ms; 2e5 x 102: 50 against 72 ms; from 400 columns on NumPy's symmetric product wins.
+BATCHES = 8
+NARROW, NARROW_PANEL, PANEL = 64, 16, 48
+SYMMETRIC_PRODUCT_COLUMNS = 400
 N_SLICES = 5
 # Products of slices i and j are of the order of 2**(-22 (i + j)); those beyond this level are dropped.
 LAST_LEVEL = 4
@@ -53,8 +56,9 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     shift = np.zeros(1 + columns.shape[1])
     if fit_intercept:
         shift[1:] = _round_mean(columns)
-        if blocks.is_sparse:
-            shift[1 : 1 + blocks.n_features] = 0  # a shift would fill the zeros
+        features = slice(1, 1 + blocks.n_features)
+        if blocks.is_sparse or _is_near_zero(columns[:, : blocks.n_features], shift[features]):
+            shift[features] = 0  # a shift would fill the zeros, or copy the rows for little
     magnitude = np.abs(columns - shift[1:]).max(0) if largest is None else largest.cpu().numpy()
     extreme = (magnitude < SAFE_RANGE[0]) & (magnitude > 0)
     extreme |= (magnitude > SAFE_RANGE[1]) & (magnitude < np.inf)
@@ -75,6 +79,13 @@ def _round_mean(columns: np.ndarray) -> np.ndarray:
     return np.where(spread > 0, np.rint(columns.mean(0) / unit) * unit, highest)
 
 
+def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:
+    """Whether wide rows may stay where they are: offsets within four standard deviations cost one digit."""
+    if columns.shape[1] < SYMMETRIC_PRODUCT_COLUMNS:
+        return False
+    return bool((np.abs(shift) <= 4 * columns.std(0)).all())
+
+
 def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
     """The largest ``|column - shift|`` of x and y; a pass over the rows."""
 
@@ -88,21 +99,87 @@ def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
     return blocks.map_reduce(of, torch.maximum, dense=True)
 
 
+def reads_in_place(frame: Frame, blocks: RowBlocks) -> bool:
+    """Whether passes take x from where it is, because the frame leaves it so and it is wide.
+
+    A copy of narrow rows costs less than the border's separate products; one of 1000 columns took 80 ms of
+    350 ms at 20,000 rows.
+    """
+    if not blocks.in_place or blocks.n_features < SYMMETRIC_PRODUCT_COLUMNS or blocks.device.type != "cpu":
+        return False
+    if blocks.weight is not None or blocks.dtype is not torch.float64 or frame.scale is not None:
+        return False
+    return not frame.shift[1 : 1 + blocks.n_features].any()
+
+
+class BorderedRows(NamedTuple):
+    """The columns ``[1, x, y]`` of a block in a frame that leaves x as it is: x itself, and ``[1, y]``."""
+
+    X: torch.Tensor  # shape: (n_rows, n_features)
+    border: torch.Tensor  # shape: (n_rows, 1 + n_targets)
+
+    def gram(self) -> torch.Tensor:
+        """``rows.T @ rows``, of which the upper triangle counts."""
+        n_features = self.X.shape[1]
+        order = torch.tensor([0, *range(1 + n_features, n_features + self.border.shape[1])])
+        features = slice(1, 1 + n_features)
+        gram = torch.empty((n_features + self.border.shape[1],) * 2, dtype=torch.float64)
+        gram[features, features] = upper_gram(self.X)
+        cross = self.border.T @ self.X
+        gram[order, features] = cross
+        gram[features, order] = cross.T
+        gram[order[:, None], order] = self.border.T @ self.border
+        return gram
+
+    def times(self, matrix: torch.Tensor) -> torch.Tensor:
+        """``rows @ matrix``."""
+        n_features = self.X.shape[1]
+        border = torch.cat([matrix[:1], matrix[1 + n_features :]])
+        return torch.addmm(self.border @ border, self.X, matrix[1 : 1 + n_features])
+
+    def transposed_times(self, values: torch.Tensor) -> torch.Tensor:
+        """``rows.T @ values``."""
+        border = self.border.T @ values
+        return torch.cat([border[:1], self.X.T @ values, border[1:]])
+
+
+class DenseRows(NamedTuple):
+    """The columns ``[1, x, y]`` of a block in a frame, side by side."""
+
+    columns: torch.Tensor  # shape: (n_rows, 1 + n_features + n_targets)
+
+    def gram(self) -> torch.Tensor:
+        """``rows.T @ rows``, of which the upper triangle counts."""
+        return upper_gram(self.columns)
+
+    def times(self, matrix: torch.Tensor) -> torch.Tensor:
+        """``rows @ matrix``."""
+        return self.columns @ matrix
+
+    def transposed_times(self, values: torch.Tensor) -> torch.Tensor:
+        """``rows.T @ values``."""
+        return self.columns.T @ values
+
+
 class ShiftedRows:
     """Callable that gives a block's columns ``[1, x, y]`` in a frame, each row times sqrt(weight).
 
     The result lives in one buffer that the next call overwrites: a fresh one per block costs more in
-    page faults than the arithmetic.
+    page faults than the arithmetic. With `in_place` (see `reads_in_place`), x is not copied at all.
     """
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, in_place: bool = False) -> None:
         self.frame = frame
+        self.in_place = in_place
         self._buffer: torch.Tensor | None = None
 
-    def __call__(self, block: Block) -> torch.Tensor:
+    def __call__(self, block: Block) -> DenseRows | BorderedRows:
         assert block.X is not None
         n_rows, n_features = block.X.shape
         shift, scale = self.frame
+        if self.in_place:
+            border = torch.cat([torch.ones_like(block.y[:, :1]), block.y - shift[1 + n_features :]], dim=1)
+            return BorderedRows(block.X, border)
         if self._buffer is None or len(self._buffer) < n_rows:
             self._buffer = torch.empty((n_rows, len(shift)), dtype=torch.float64, device=shift.device)
             self._buffer[:, 0] = 1
@@ -115,7 +192,7 @@ class ShiftedRows:
             root = block.weight.sqrt()
             rows *= root[:, None]
             rows[:, 0] = root
-        return rows
+        return DenseRows(rows)
 
 
 @dataclass(frozen=True)
@@ -150,12 +227,12 @@ class Moments:
 class MomentsOf:
     """``Moments`` of a block in a given frame."""
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, frame: Frame, in_place: bool = False) -> None:
         self.frame = frame
-        self._rows = ShiftedRows(frame)
+        self._rows = ShiftedRows(frame, in_place)
 
     def __call__(self, block: Block) -> Moments:
-        raw = self._of_csr(block) if block.csr is not None else upper_gram(self._rows(block))
+        raw = self._of_csr(block) if block.csr is not None else self._rows(block).gram()
         return Moments(self.frame, raw, len(block.y))
 
     def _of_csr(self, block: Block) -> torch.Tensor:
@@ -191,15 +268,18 @@ def upper_gram(rows: torch.Tensor) -> torch.Tensor:
     n_rows, n_columns = rows.shape
     if rows.is_cuda:
         return rows.T @ rows
-    if n_columns >= SYMMETRIC_PRODUCT_COLUMNS or n_rows < 64 * BATCHES:
+    if n_columns >= SYMMETRIC_PRODUCT_COLUMNS or n_rows < SMALL_ROWS:
         array = rows.numpy()
         return torch.from_numpy(array.T @ array)
-    # One product per core at a time, without splitting it: 1e6 x 10 takes 8.5 ms, against 22 ms for one product.
     length = n_rows // BATCHES
     batches = rows[: length * BATCHES].view(BATCHES, length, n_columns)
-    gram = torch.bmm(batches.transpose(1, 2), batches).sum(0)
     rest = rows[length * BATCHES :]
-    return gram.addmm_(rest.T, rest) if len(rest) else gram
+    gram = rest.T @ rest
+    panel = NARROW_PANEL if n_columns <= NARROW else PANEL
+    for start in range(0, n_columns, panel):
+        stop = start + panel
+        gram[start:stop, start:] += torch.bmm(batches[:, :, start:stop].mT, batches[:, :, start:]).sum(0)
+    return gram
 
 
 def _symmetric(upper: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from torchlinreg._moments import (
     MomentsOf,
     choose_frame,
     largest_magnitudes,
+    reads_in_place,
 )
 from torchlinreg._residuals import ExactGradientOf, Gradient, GradientOf
 
@@ -49,7 +50,7 @@ class Problem:
             X or y holds NaN or infinity.
         """
         frame = choose_frame(self.blocks, fit_intercept=self.fit_intercept)
-        moments = self.blocks.map_reduce(MomentsOf(frame), Moments.merge, dense=not self.blocks.is_sparse)
+        moments = self._moments_in(frame)
         if _is_sound(moments):
             return moments
         self.blocks.raise_if_not_finite(self.name)
@@ -58,7 +59,13 @@ class Problem:
             fit_intercept=self.fit_intercept,
             largest=largest_magnitudes(self.blocks, frame),
         )
-        return self.blocks.map_reduce(MomentsOf(frame), Moments.merge, dense=not self.blocks.is_sparse)
+        return self._moments_in(frame)
+
+    def _moments_in(self, frame: Frame) -> Moments:
+        blocks = self.blocks
+        in_place = reads_in_place(frame, blocks)
+        of = MomentsOf(frame, in_place)
+        return blocks.map_reduce(of, Moments.merge, dense=not blocks.is_sparse, large=in_place)
 
     def exact_moments(self, frame: Frame) -> ExactMoments:
         """Moments of all rows to about 100 bits; one pass."""
@@ -68,8 +75,9 @@ class Problem:
         self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray
     ) -> np.ndarray:
         """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
-        of = GradientOf(frame, design, responses, coef)
-        return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()[0]
+        in_place = reads_in_place(frame, self.blocks)
+        of = GradientOf(frame, design, responses, coef, in_place)
+        return self.blocks.map_reduce(of, Gradient.merge, dense=True, large=in_place).total()[0]
 
     def exact_gradient(
         self,

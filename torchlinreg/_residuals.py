@@ -55,10 +55,19 @@ class GradientOf:
     design, responses : ndarray of int
         Which of the frame's columns ``[1, x, y]`` explain, and which are explained.
     coef : ndarray of shape (n_design, n_responses)
+    in_place : bool
+        See `_moments.reads_in_place`.
     """
 
-    def __init__(self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray) -> None:
-        self._rows = ShiftedRows(frame)
+    def __init__(
+        self,
+        frame: Frame,
+        design: np.ndarray,
+        responses: np.ndarray,
+        coef: np.ndarray,
+        in_place: bool = False,
+    ) -> None:
+        self._rows = ShiftedRows(frame, in_place)
         device = frame.shift.device
         self._design = torch.from_numpy(design).to(device)
         contrast = np.zeros((len(frame.shift), len(responses)))
@@ -68,8 +77,7 @@ class GradientOf:
 
     def __call__(self, block: Block) -> Gradient:
         rows = self._rows(block)
-        residual = rows @ self._contrast
-        gradient = (rows.T @ residual)[None, self._design]
+        gradient = rows.transposed_times(rows.times(self._contrast))[None, self._design]
         return Gradient(gradient, torch.zeros_like(gradient))
 
 

@@ -30,6 +30,8 @@ from torchlinreg.solvers._normal import (
 EPS = 2.0**-53
 # Rounding errors of a blocked Gram matrix relative to the columns' norms, as measured.
 GRAM_ROUNDOFF = 4e-16
+# The same of the residuals' products with the columns in float64, whose signs cancel.
+GRADIENT_ROUNDOFF = 1.5e-16
 # Rounding errors of exact residuals, and of their products with the columns, relative to the largest terms.
 RESIDUAL_ROUNDOFF = 2.0**-95
 PRODUCT_ROUNDOFF = 2.0**-145

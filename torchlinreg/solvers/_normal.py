@@ -14,6 +14,7 @@ DoubleDouble = tuple[np.ndarray, np.ndarray]
 
 # Up to this size all singular values cost less than 1 ms; beyond it the extremes are iterated.
 SMALL = 64
+POWER_STEPS = 7
 MAX_REFINEMENTS = 30
 
 
@@ -54,15 +55,16 @@ def cholesky(matrix: np.ndarray) -> np.ndarray | None:
     """Upper Cholesky factor from the upper triangle, or None where the matrix is not positive definite."""
     if len(matrix) == 0:
         return matrix
-    upper, info = lapack.dpotrf(matrix, lower=0, clean=1)
-    return upper if info == 0 else None
+    # LAPACK wants columns in sequence: the transposed factor of the transposed matrix saves two copies.
+    lower, info = lapack.dpotrf(matrix.T, lower=1, clean=1)
+    return lower.T if info == 0 else None
 
 
 def solve_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solve ``upper.T @ upper @ x = right``."""
     if right.size == 0:
         return np.zeros_like(right)
-    return lapack.dpotrs(upper, right, lower=0)[0]
+    return lapack.dpotrs(upper.T, right, lower=1)[0]
 
 
 def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
@@ -80,8 +82,8 @@ def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
 
 
 def _largest_eigenvalue(apply: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray) -> float:
-    """Largest eigenvalue of a symmetric positive operator by a dozen steps of subspace iteration."""
-    for _ in range(12):
+    """Largest eigenvalue of a symmetric positive operator by some steps of subspace iteration."""
+    for _ in range(POWER_STEPS):
         image = apply(np.linalg.qr(vectors)[0])
         vectors = image
     return float(np.linalg.norm(image, 2))

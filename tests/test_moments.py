@@ -1,0 +1,439 @@
+"""Moments add up: any split, order or repetition of the rows gives those of the whole."""
+
+from fractions import Fraction
+from math import frexp
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import sparse
+
+from torchlinreg import _compensated as dd
+from torchlinreg._blocks import as_row_blocks
+from torchlinreg._moments import (
+    ExactMoments,
+    ExactMomentsOf,
+    Frame,
+    Moments,
+    MomentsOf,
+    choose_frame,
+)
+
+EPS = 2.0**-53
+# Full-length numbers of moderate size, zeros and small integers among them.
+NUMBERS = st.one_of(
+    st.floats(-100, 100, allow_subnormal=False, width=64).filter(lambda v: v == 0 or abs(v) > 1e-6),
+    st.integers(-3, 3).map(float),
+)
+WEIGHTS = st.one_of(st.floats(1e-3, 1e3), st.integers(0, 4).map(float))
+KINDS = {"float64": MomentsOf, "exact": ExactMomentsOf}
+
+
+@st.composite
+def weighted_rows(draw, min_rows=2):
+    """X, y (1 or 2 targets) and positive or zero weights, or None."""
+    n_rows = draw(st.integers(min_rows, 12))
+    n_features, n_targets = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    X = draw(arrays(np.float64, (n_rows, n_features), elements=NUMBERS))
+    y = draw(arrays(np.float64, (n_rows, n_targets), elements=NUMBERS))
+    weight = draw(st.none() | arrays(np.float64, n_rows, elements=WEIGHTS))
+    assume(weight is None or weight.sum() > 0)
+    return X, y, weight
+
+
+def shifts(n_columns):
+    return st.lists(st.integers(-50, 50), min_size=n_columns, max_size=n_columns)
+
+
+def make_frame(shift, scale=None):
+    columns = torch.tensor([0.0, *map(float, shift)], dtype=torch.float64)
+    scale = None if scale is None else torch.tensor([1.0, *scale], dtype=torch.float64)
+    return Frame(columns, scale)
+
+
+def moments_of(kind, X, y, weight, frame):
+    """Moments in one block; zero weights are allowed to be all there is."""
+    block = as_row_blocks(X, y).rows(0, len(X))
+    if weight is not None:
+        block = block._replace(weight=torch.from_numpy(weight))
+    return KINDS[kind](frame)(block)
+
+
+def exact_moments(X, y, weight, frame):
+    """Second moments of the shifted and scaled columns in rational arithmetic."""
+    shift = [Fraction(value) for value in frame.shift.tolist()]
+    scale = [Fraction(1)] * len(shift)
+    if frame.scale is not None:
+        scale = [Fraction(value) for value in frame.scale.tolist()]
+    rows = np.column_stack([np.ones(len(X)), X, y]).tolist()
+    columns = [[(Fraction(row[j]) - shift[j]) * scale[j] for row in rows] for j in range(len(shift))]
+    weights = [Fraction(w) for w in (np.ones(len(X)) if weight is None else weight).tolist()]
+    return [
+        [sum((w * a * b for w, a, b in zip(weights, one, two, strict=True)), Fraction(0)) for two in columns]
+        for one in columns
+    ]
+
+
+def as_fractions(moments):
+    """The upper triangle, which is what `Moments` promise."""
+    if isinstance(moments, Moments):
+        high, low = moments.raw, torch.zeros_like(moments.raw)
+    else:
+        high, low = moments.high, moments.low
+    return [
+        [Fraction(first) + Fraction(rest) for first, rest in zip(*pair, strict=True)]
+        for pair in zip(high.tolist(), low.tolist(), strict=True)
+    ]
+
+
+def centred(moments):
+    """Second moments about the means; the upper triangle without its first row."""
+    first, *others = moments
+    return [
+        [row[j] - first[i] * first[j] / first[0] if j >= i else None for j in range(1, len(row))]
+        for i, row in enumerate(others, start=1)
+    ]
+
+
+def relative_error(found, expected):
+    """Largest error over the upper triangle, relative to the columns' norms."""
+    norms = [float(expected[j][j]) ** 0.5 for j in range(len(expected))]
+    errors = [
+        float(abs(found[i][j] - expected[i][j])) / (norms[i] * norms[j] or 1.0)
+        for i in range(len(expected))
+        for j in range(i, len(expected))
+    ]
+    return max(errors)
+
+
+def tolerance(kind):
+    return 1e-28 if kind == "exact" else 1e-13
+
+
+def assert_same(kind, one, other, scale_of):
+    """Equal up to the rounding that the columns' norms allow."""
+    found, expected, norms = as_fractions(one), as_fractions(other), as_fractions(scale_of)
+    difference = [
+        [a - b + c for a, b, c in zip(*rows, strict=True)]
+        for rows in zip(found, expected, norms, strict=True)
+    ]
+    assert relative_error(difference, norms) <= tolerance(kind)
+    assert one.n_samples == other.n_samples
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestLaws:
+    @settings(max_examples=40)
+    @given(rows=weighted_rows(), data=st.data())
+    def test_agree_with_fractions(self, kind, rows, data):
+        X, y, weight = rows
+        n_columns = X.shape[1] + y.shape[1]
+        powers = st.lists(st.sampled_from([0.25, 1.0, 8.0]), min_size=n_columns, max_size=n_columns)
+        frame = make_frame(data.draw(shifts(n_columns)), data.draw(st.none() | powers))
+        found = moments_of(kind, X, y, weight, frame)
+        expected = exact_moments(X, y, weight, frame)
+        assert relative_error(as_fractions(found), expected) <= tolerance(kind)
+        assert found.n_samples == len(X)
+
+    @settings(max_examples=40)
+    @given(rows=weighted_rows(min_rows=3), data=st.data())
+    def test_any_split_merges_to_the_whole(self, kind, rows, data):
+        X, y, weight = rows
+        frame = make_frame(data.draw(shifts(X.shape[1] + y.shape[1])))
+        cuts = sorted(data.draw(st.sets(st.integers(1, len(X) - 1))))
+        whole = moments_of(kind, X, y, weight, frame)
+        parts = [
+            moments_of(kind, X[a:b], y[a:b], None if weight is None else weight[a:b], frame)
+            for a, b in zip([0, *cuts], [*cuts, len(X)], strict=True)
+        ]
+        merge = type(whole).merge
+        forwards, backwards = parts[0], parts[-1]
+        for part in parts[1:]:
+            forwards = merge(forwards, part)
+        for part in parts[-2::-1]:
+            backwards = merge(part, backwards)
+        assert_same(kind, forwards, whole, whole)
+        assert_same(kind, backwards, whole, whole)
+
+    @settings(max_examples=40)
+    @given(rows=weighted_rows(), data=st.data())
+    def test_order_of_rows_does_not_matter(self, kind, rows, data):
+        X, y, weight = rows
+        frame = make_frame(data.draw(shifts(X.shape[1] + y.shape[1])))
+        order = data.draw(st.permutations(range(len(X))))
+        shuffled = X[order], y[order], None if weight is None else weight[order]
+        whole = moments_of(kind, X, y, weight, frame)
+        assert_same(kind, moments_of(kind, *shuffled, frame), whole, whole)
+
+    @settings(max_examples=40)
+    @given(rows=weighted_rows(), data=st.data())
+    def test_weight_is_repetition(self, kind, rows, data):
+        X, y, _ = rows
+        times = np.array(data.draw(st.lists(st.integers(0, 5), min_size=len(X), max_size=len(X))))
+        assume(times.any())
+        frame = make_frame(data.draw(shifts(X.shape[1] + y.shape[1])))
+        weighted = moments_of(kind, X, y, times.astype(float), frame)
+        repeated = moments_of(kind, X.repeat(times, axis=0), y.repeat(times, axis=0), None, frame)
+        found, expected = as_fractions(weighted), as_fractions(repeated)
+        assert relative_error(found, expected) <= tolerance(kind)
+
+    @settings(max_examples=40)
+    @given(rows=weighted_rows(), factor=st.sampled_from([1e-200, 1e-9, 0.1, 3.0, 1e12, 1e200]))
+    def test_weights_scale_the_moments(self, kind, rows, factor):
+        X, y, weight = rows
+        weight = np.ones(len(X)) if weight is None else weight
+        frame = make_frame([1] * (X.shape[1] + y.shape[1]))
+        found = as_fractions(moments_of(kind, X, y, weight * factor, frame))
+        expected = exact_moments(X, y, weight * factor, frame)
+        assert relative_error(found, expected) <= tolerance(kind)
+
+
+@settings(max_examples=40)
+@given(rows=weighted_rows(), data=st.data())
+def test_moments_of_different_frames_merge(rows, data):
+    """The shift of the first counts; the loss is that of the distance of the two shifts."""
+    X, y, weight = rows
+    n_columns = X.shape[1] + y.shape[1]
+    one, other = (
+        make_frame(data.draw(shifts(n_columns))),
+        make_frame(data.draw(shifts(n_columns)), [0.5] * n_columns),
+    )
+    cut = data.draw(st.integers(1, len(X) - 1))
+    weights = (None, None) if weight is None else (weight[:cut], weight[cut:])
+    a = moments_of("float64", X[:cut], y[:cut], weights[0], one)
+    b = moments_of("float64", X[cut:], y[cut:], weights[1], other)
+    merged = Moments.merge(a, b)
+    assert merged.frame is one
+    expected = exact_moments(X, y, weight, one)
+    total = sum(weight) if weight is not None else len(X)
+    found = as_fractions(merged)
+    for i, row in enumerate(expected):
+        for j in range(i, len(row)):
+            assert abs(found[i][j] - row[j]) <= 1e-11 * total * 200**2
+
+
+def test_moments_into_another_frame_and_back():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((50, 3)), rng.standard_normal((50, 1))
+    near, far = make_frame([0] * 4), make_frame([3, -4, 0, 1], [2.0, 1.0, 0.5, 1.0])
+    here = moments_of("float64", X, y, None, near)
+    there = here.in_frame(far)
+    direct = moments_of("float64", X, y, None, far)
+    assert relative_error(as_fractions(there), exact_moments(X, y, None, far)) < 1e-13
+    assert_same("float64", there.in_frame(near), here, here)
+    assert there.frame is direct.frame is far
+
+
+def test_float64_moments_become_exact_ones():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((50, 3)), rng.standard_normal((50, 1))
+    plain = moments_of("float64", X, y, None, make_frame([0] * 4))
+    exact = ExactMoments.from_moments(plain)
+    assert torch.equal(exact.high, exact.high.T)
+    assert torch.equal(exact.high.triu(), plain.raw.triu())
+    assert exact.n_samples == 50
+    assert exact.unit_roundoff > 2.0**-60
+
+
+@pytest.mark.parametrize("n_rows", [1, 1023, 1024, 1025, 3000])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_exact_moments_of_many_rows(n_rows, weighted):
+    """Longer than the exact inner products, with numbers of full length and ill-conditioned sums."""
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((n_rows, 2)) * [1.0, 1e6] + [0.0, 1e9]
+    y = X[:, :1] / 3 + 1e-3 * rng.standard_normal((n_rows, 1))
+    weight = rng.uniform(0, 10, n_rows) ** 3 if weighted else None
+    frame = make_frame([0, 10**9, 1])
+    found = moments_of("exact", X, y, weight, frame)
+    assert relative_error(as_fractions(found), exact_moments(X, y, weight, frame)) <= 1e-28
+
+
+@pytest.mark.parametrize("magnitude", [1e-150, 1e-100, 1e-30, 1e30, 1e100, 1e150])
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_at_any_magnitude(kind, magnitude):
+    """`choose_frame` finds powers of two that keep squares in range."""
+    rng = np.random.default_rng(2)
+    X = rng.standard_normal((40, 2)) * [magnitude, 1.0]
+    y = rng.standard_normal((40, 1)) / magnitude
+    frame = choose_frame(as_row_blocks(X, y), fit_intercept=True)
+    found = moments_of(kind, X, y, None, frame)
+    assert relative_error(as_fractions(found), exact_moments(X, y, None, frame)) <= tolerance(kind)
+    if frame.scale is not None:
+        assert all(frexp(value)[0] == 0.5 for value in frame.scale.tolist())
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6, 1e9, -1e9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_offset_costs_nothing(kind, offset):
+    """Centred moments of shifted columns are as good as those of the same columns at the origin."""
+    rng = np.random.default_rng(3)
+    X, y = offset + rng.standard_normal((300, 2)), offset + rng.standard_normal((300, 1))
+    frame = choose_frame(as_row_blocks(X, y), fit_intercept=True)
+    found = centred(as_fractions(moments_of(kind, X, y, None, frame)))
+    assert relative_error(found, centred(exact_moments(X, y, None, frame))) <= tolerance(kind)
+
+
+def test_constant_columns_have_exact_zeros():
+    """A constant is its own shift, so that no variance is left, whatever its last digits."""
+    rng = np.random.default_rng(4)
+    X = np.column_stack([np.full(500, 0.1), rng.standard_normal(500)])
+    blocks = as_row_blocks(X, np.full(500, 1e9 / 7))
+    frame = choose_frame(blocks, fit_intercept=True)
+    for kind in KINDS:
+        found = as_fractions(moments_of(kind, X, np.full((500, 1), 1e9 / 7), None, frame))
+        assert found[1][1] == found[0][1] == found[1][2] == 0
+        assert found[3][3] == found[0][3] == 0
+
+
+def test_without_intercept_nothing_is_shifted():
+    X, y = np.random.default_rng(5).standard_normal((20, 2)) + 7, np.ones((20, 1))
+    frame = choose_frame(as_row_blocks(X, y), fit_intercept=False)
+    assert not frame.shift.any()
+
+
+@settings(max_examples=40)
+@given(rows=weighted_rows())
+def test_sparse_rows_have_the_moments_of_dense_ones(rows):
+    X, y, weight = rows
+    frame = make_frame([0] * X.shape[1] + [2] * y.shape[1])
+    block = as_row_blocks(X, y).rows(0, len(X))
+    if weight is not None:
+        block = block._replace(weight=torch.from_numpy(weight))
+    found = MomentsOf(frame)(block._replace(X=None, csr=sparse.csr_array(X)))
+    expected = exact_moments(X, y, weight, frame)
+    assert relative_error(as_fractions(found), expected) <= 1e-13
+
+
+# Error-free transformations, against rational arithmetic.
+
+ANY = st.floats(-1e300, 1e300, allow_subnormal=False)
+# Products of these, and their rounding errors, neither over- nor underflow.
+FACTORS = st.floats(-1e120, 1e120, allow_subnormal=False).filter(lambda v: v == 0 or abs(v) > 1e-100)
+LIBRARIES = [np.array, lambda values: torch.tensor(values, dtype=torch.float64)]
+
+
+def exact_value(pair):
+    return sum(Fraction(float(np.ravel(part)[0])) for part in pair)
+
+
+@st.composite
+def double_doubles(draw):
+    high = draw(FACTORS)
+    part = draw(st.floats(-1, 1, allow_subnormal=False).filter(lambda v: v == 0 or abs(v) > 1e-9))
+    low = part * np.spacing(abs(high)) / 2
+    return dd.two_sum(np.array([high]), np.array([low]))
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=["numpy", "torch"])
+class TestErrorFree:
+    @given(a=ANY, b=ANY)
+    def test_two_sum(self, library, a, b):
+        total, error = dd.two_sum(library([a]), library([b]))
+        assert total[0] == a + b
+        assert exact_value((total[0], error[0])) == Fraction(a) + Fraction(b)
+
+    @given(a=FACTORS, b=FACTORS)
+    def test_two_product(self, library, a, b):
+        product, error = dd.two_product(library([a]), library([b]))
+        assert product[0] == a * b
+        assert exact_value((product[0], error[0])) == Fraction(a) * Fraction(b)
+
+    @given(values=st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=1, max_size=5))
+    def test_slices_sum_to_the_whole(self, library, values):
+        high = library(values)
+        parts = dd.slices(high, high * 0, 6)
+        assert len(parts) == 6
+        for index, value in enumerate(values):
+            left = Fraction(value) - sum(Fraction(float(part[index])) for part in parts)
+            assert abs(left) <= 2.0**-160
+
+    @given(values=st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=1, max_size=5), data=st.data())
+    def test_slices_are_short(self, library, values, data):
+        """Whole multiples, of 22 bits with sign, of a unit that falls by 22 bits from one to the next."""
+        low = library([data.draw(st.floats(-1, 1)) * np.spacing(abs(v)) / 2 for v in values])
+        high, low = dd.two_sum(library(values), low)
+        assume(bool((abs(high) <= 1).all()))
+        *parts, _ = dd.slices(high, low, 5)
+        for k, part in enumerate(parts):
+            units = [Fraction(float(value)) * 2 ** (22 * (k + 1) - 1) for value in part]
+            assert all(value.denominator == 1 and abs(value) <= 2**21 for value in units)
+
+    @given(values=st.lists(st.floats(0, 1e300, allow_subnormal=False), min_size=1))
+    def test_slice_scale(self, library, values):
+        for scale, value in zip(dd.slice_scale(library(values)), values, strict=True):
+            assert frexp(float(scale))[0] == 0.5
+            assert value <= scale <= 2 * value or (value == 0 and scale == 1)
+
+    @given(values=st.lists(FACTORS, min_size=1, max_size=20))
+    def test_sum_over_first_axis(self, library, values):
+        column = library(values)[:, None]
+        before = column + 0
+        high, low = dd.sum_over_first_axis((column, column * 0))
+        expected = sum(map(Fraction, values))
+        size = sum(abs(Fraction(value)) for value in values)
+        assert abs(exact_value((high[0], low[0])) - expected) <= size * 2.0**-100
+        assert bool((column == before).all())
+
+
+class TestDoubleDouble:
+    @given(a=double_doubles(), b=double_doubles())
+    def test_add(self, a, b):
+        expected = exact_value(a) + exact_value(b)
+        size = abs(exact_value(a)) + abs(exact_value(b))
+        assert abs(exact_value(dd.add(a, b)) - expected) <= abs(expected) * 2.0**-102 + size * 2.0**-158
+        assert exact_value(dd.add(a, dd.negative(a))) == 0
+
+    @given(a=double_doubles(), b=double_doubles())
+    def test_multiply(self, a, b):
+        expected = exact_value(a) * exact_value(b)
+        assert abs(exact_value(dd.multiply(a, b)) - expected) <= abs(expected) * 2.0**-100
+
+    @given(a=double_doubles(), b=double_doubles())
+    def test_divide(self, a, b):
+        assume(b[0][0] != 0 and 1e-90 < abs(a[0][0]) < 1e90 and 1e-90 < abs(b[0][0]) < 1e90)
+        expected = exact_value(a) / exact_value(b)
+        assert abs(exact_value(dd.divide(a, b)) - expected) <= abs(expected) * 2.0**-98
+
+    def test_matmul(self):
+        rng = np.random.default_rng(0)
+        a, b = rng.standard_normal((3, 40)), rng.standard_normal((40, 2))
+        zero = np.zeros_like
+        high, low = dd.matmul((a, zero(a) + 1e-18), (b, zero(b)))
+        for i in range(3):
+            for j in range(2):
+                left = [Fraction(v) + Fraction(1e-18) for v in a[i].tolist()]
+                expected = sum(x * Fraction(v) for x, v in zip(left, b[:, j].tolist(), strict=True))
+                assert abs(exact_value((high[i, j], low[i, j])) - expected) < 1e-28
+
+    def test_matmul_of_nothing(self):
+        high, low = dd.matmul((np.ones((2, 0)), np.ones((2, 0))), (np.ones((0, 3)), np.ones((0, 3))))
+        assert high.shape == low.shape == (2, 3)
+        assert not high.any()
+
+    @pytest.mark.parametrize("rank", [0, 1, 3, 5])
+    def test_pivoted_cholesky(self, rank):
+        rng = np.random.default_rng(rank)
+        rows = rng.integers(-9, 10, (rank, 5)).astype(float)  # so that the product is exact
+        gram = rows.T @ rows
+        upper, order, found = dd.pivoted_cholesky((gram, np.zeros((5, 5))), 1e-20)
+        assert found == rank
+        assert sorted(order) == list(range(5))
+        np.testing.assert_allclose(upper.T @ upper, gram[np.ix_(order, order)], atol=1e-12)
+        assert not np.tril(upper, -1).any()
+
+    def test_pivoted_cholesky_sees_beyond_float64(self):
+        """Two columns that differ by 1e-12: their Gram matrix has a pivot of 1e-24."""
+        delta = 2.0**-40
+        high = np.array([[1.0, 1.0], [1.0, 1.0]])
+        low = np.array([[0.0, 0.0], [0.0, delta**2]])
+        assert dd.pivoted_cholesky((high, low), 1e-30)[2] == 2
+        assert dd.pivoted_cholesky((high, 0 * low), 1e-30)[2] == 1
+
+    @given(values=st.lists(st.floats(-1, 1, allow_subnormal=False), min_size=3, max_size=3))
+    def test_sum_levels(self, values):
+        levels = [np.array([value * 2.0 ** (-20 * k)]) for k, value in enumerate(values)]
+        expected = sum(Fraction(float(level[0])) for level in levels)
+        assert abs(exact_value(dd.sum_levels(levels)) - expected) <= 2.0**-100
