@@ -16,6 +16,7 @@ ORDER = [
     "torchlinreg._compensated",
     "torchlinreg._blocks",
     "torchlinreg._moments",
+    "torchlinreg._exact_moments",
     "torchlinreg._residuals",
     "torchlinreg._solution",
     "torchlinreg._problem",

@@ -60,6 +60,12 @@ def multiply(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Arr
     return two_sum(high, low + (a[0] * b[1] + a[1] * b[0]))
 
 
+def times_float(high: Array, low: Array | None, b: Array) -> tuple[Array, Array]:
+    """Product of a double-double, whose `low` may be None for zero, and a float64."""
+    product, error = two_product(high, b)
+    return two_sum(product, error if low is None else error + low * b)
+
+
 def negative(a: tuple[Array, Array]) -> tuple[Array, Array]:
     """The double-double ``-a``."""
     return -a[0], -a[1]
@@ -136,22 +142,23 @@ def pivoted_cholesky(
     return factor, order, size
 
 
-def slices(high: Array, low: Array, n_slices: int) -> list[Array]:
-    """Cut ``high + low``, with ``|high| <= 1``, into `n_slices` arrays that sum to it.
+def slices(high: Array, low: Array | None, n_slices: int) -> list[Array]:
+    """Cut ``high + low``, with ``|high| <= 1``, into `n_slices` arrays that sum to it; None is a zero `low`.
 
     Slice ``k`` (from 0) holds multiples of ``2**(1 - 22 (k + 1))`` that need 22 bits with their sign; the
     last one is what is left, rounded once.
     """
     parts = []
     for k in range(n_slices - 1):
-        # Adding sigma rounds to the wanted multiple, because that multiple is sigma's unit in the last place.
+        # Adding sigma rounds to the wanted multiple: that multiple is sigma's unit in the last place.
         sigma = 1.5 * 2.0 ** (53 - SLICE_BITS * (k + 1))
-        part = (high + sigma) - sigma
+        part = high + sigma
+        part -= sigma
         parts.append(part)
         high = high - part
-        if k % 2:  # two slices are 44 of the 53 bits of `high`: time to bring up `low`
+        if low is not None and k % 2:  # two slices are 44 of the 53 bits of `high`: time to bring up `low`
             high, low = two_sum(high, low)
-    parts.append(high + low)
+    parts.append(high if low is None else high + low)
     return parts
 
 

@@ -16,7 +16,8 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
-from torchlinreg._moments import ExactMoments, ExactMomentsOf, Frame, Moments, choose_frame
+from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
+from torchlinreg._moments import Frame, Moments, choose_frame
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers import choose_solver, is_wide, solve_accumulated

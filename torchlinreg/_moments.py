@@ -1,8 +1,6 @@
 """Additive statistics of weighted rows: the second moments of the columns ``[1, x, y]`` about a shift.
 
-`Moments` are plain float64 and cost one product of the rows with themselves. `ExactMoments` hold the same
-numbers to about 100 bits (slices of the rows short enough that their float64 products are exact), for
-ill-conditioned data and for `partial_fit`, which has no second look at the rows.
+They are float64 and cost one product of the rows with themselves.
 """
 
 from __future__ import annotations
@@ -26,9 +24,6 @@ SAFE_RANGE = (1e-140, 1e140)
 BATCHES = 8
 NARROW, NARROW_PANEL, PANEL = 64, 16, 48
 SYMMETRIC_PRODUCT_COLUMNS = 400
-N_SLICES = 5
-# Products of slices i and j are of the order of 2**(-22 (i + j)); those beyond this level are dropped.
-LAST_LEVEL = 4
 
 
 class Frame(NamedTuple):
@@ -221,7 +216,7 @@ class Moments:
         new_scale = one if frame.scale is None else frame.scale
         change = torch.diag(new_scale / old_scale)
         change[0, 1:] = ((self.frame.shift - frame.shift) * new_scale)[1:]
-        return Moments(frame, change.T @ _symmetric(self.raw) @ change, self.n_samples)
+        return Moments(frame, change.T @ symmetric(self.raw) @ change, self.n_samples)
 
 
 class MomentsOf:
@@ -282,118 +277,6 @@ def upper_gram(rows: torch.Tensor) -> torch.Tensor:
     return gram
 
 
-def _symmetric(upper: torch.Tensor) -> torch.Tensor:
+def symmetric(upper: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix of which the upper triangle is given."""
     return upper.triu() + upper.triu(1).T
-
-
-@dataclass(frozen=True)
-class ExactMoments:
-    """`Moments` as a double-double, good to about 100 bits of each column's norm; both triangles are meant."""
-
-    frame: Frame
-    high: torch.Tensor  # shape: (1 + n_features + n_targets,) * 2
-    low: torch.Tensor  # shape: (1 + n_features + n_targets,) * 2
-    n_samples: int
-    unit_roundoff: float = 2.0**-100
-
-    @staticmethod
-    def merge(a: ExactMoments, b: ExactMoments) -> ExactMoments:
-        """Moments of the rows of both, which must be in one frame."""
-        high, low = dd.add((a.high, a.low), (b.high, b.low))
-        return ExactMoments(
-            a.frame, high, low, a.n_samples + b.n_samples, max(a.unit_roundoff, b.unit_roundoff)
-        )
-
-    @staticmethod
-    def from_moments(moments: Moments) -> ExactMoments:
-        """Float64 moments, with their rounding errors, ready to be merged with exact ones."""
-        raw = _symmetric(moments.raw)
-        return ExactMoments(moments.frame, raw, torch.zeros_like(raw), moments.n_samples, 2.0**-50)
-
-
-class ExactMomentsOf:
-    """``ExactMoments`` of a block in a given frame."""
-
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
-
-    def __call__(self, block: Block) -> ExactMoments:
-        rows = exact_rows(block, self.frame)
-        left = rows.slices(N_SLICES)
-        if rows.remainder_weight is None:
-            right = left
-        else:
-            weight = rows.remainder_weight[:, None]
-            high, low = dd.multiply((rows.high, rows.low), (weight, torch.zeros_like(weight)))
-            right = dd.slices(high / 2, low / 2, N_SLICES)
-        high, low = dd.sum_over_first_axis(exact_product(left, right, LAST_LEVEL))
-        factor = rows.scale[:, None] * rows.scale
-        if rows.remainder_weight is not None:
-            factor = 2 * factor
-        return ExactMoments(self.frame, high * factor, low * factor, len(block.y))
-
-
-class ExactRows(NamedTuple):
-    """Columns ``[1, x, y]`` of a block as ``(high + low) * scale``, exact, with ``|high| <= 1``.
-
-    Each row is multiplied by a power of two near the square root of its weight; what is left of the
-    weight, between 1/2 and 2, is `remainder_weight` (None without weights).
-    """
-
-    high: torch.Tensor  # shape: (n_rows, 1 + n_features + n_targets)
-    low: torch.Tensor  # shape: (n_rows, 1 + n_features + n_targets)
-    scale: torch.Tensor  # shape: (1 + n_features + n_targets,)
-    remainder_weight: torch.Tensor | None  # shape: (n_rows,)
-
-    def slices(self, n_slices: int) -> list[torch.Tensor]:
-        """Slices of the columns, see `_compensated.slices`."""
-        return dd.slices(self.high, self.low, n_slices)
-
-
-def exact_rows(block: Block, frame: Frame) -> ExactRows:
-    """The columns of a block in a frame without rounding."""
-    assert block.X is not None
-    ones = torch.ones((len(block.y), 1), dtype=torch.float64, device=block.y.device)
-    columns = torch.cat([ones, block.X.to(torch.float64), block.y], dim=1)
-    high, low = dd.two_sum(columns, -frame.shift)
-    if frame.scale is not None:
-        high, low = high * frame.scale, low * frame.scale
-    remainder_weight = None
-    if block.weight is not None:
-        exponent = torch.div(torch.frexp(block.weight).exponent, 2, rounding_mode="floor")
-        positive = block.weight > 0
-        row_scale = torch.ldexp(positive.to(torch.float64), exponent)
-        remainder_weight = torch.where(positive, block.weight / row_scale / row_scale, 1.0)
-        high, low = high * row_scale[:, None], low * row_scale[:, None]
-    scale = dd.slice_scale(high.abs().amax(0))
-    return ExactRows(high / scale, low / scale, scale, remainder_weight)
-
-
-def exact_product(
-    left: list[torch.Tensor], right: list[torch.Tensor], last_level: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``left.T @ right`` over the rows from their slices, one double-double for each level of magnitude.
-
-    Level ``k``, of the order of ``2**(-22 k)`` of the whole, is the sum of the products of slices ``i`` and
-    ``k - i``. Such products are exact in float64 over at most `EXACT_INNER_LENGTH` rows, so the rows are
-    cut into batches. Levels beyond the last are dropped. Shape: (n_levels, n_left, n_right).
-    """
-    n_rows = len(left[0])
-    n_batches = -(-n_rows // dd.EXACT_INNER_LENGTH)
-    length = -(-n_rows // n_batches)
-
-    def batched(part: torch.Tensor) -> torch.Tensor:
-        padding = n_batches * length - n_rows
-        if padding:
-            part = torch.nn.functional.pad(part, (0, 0, 0, padding))
-        return part.reshape(n_batches, length, -1)
-
-    partners = torch.cat([batched(part) for part in right], dim=2)
-    width = right[0].shape[1]
-    shape = n_batches, last_level + 1, left[0].shape[1], width
-    high = torch.zeros(shape, dtype=torch.float64, device=partners.device)
-    for i, part in enumerate(left[: last_level + 1]):
-        n_partners = min(len(right), last_level + 1 - i)
-        products = torch.bmm(batched(part).transpose(1, 2), partners[:, :, : n_partners * width])
-        high[:, i : i + n_partners] += products.unflatten(2, (n_partners, width)).transpose(1, 2)
-    return dd.sum_over_first_axis((high, torch.zeros_like(high)))

@@ -15,9 +15,8 @@ from functools import cached_property
 import numpy as np
 
 from torchlinreg._blocks import RowBlocks
+from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import (
-    ExactMoments,
-    ExactMomentsOf,
     Frame,
     Moments,
     MomentsOf,
@@ -25,7 +24,7 @@ from torchlinreg._moments import (
     largest_magnitudes,
     reads_in_place,
 )
-from torchlinreg._residuals import ExactGradientOf, Gradient, GradientOf
+from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,10 @@ class Problem:
         design: np.ndarray,
         responses: np.ndarray,
         coef: tuple[np.ndarray, np.ndarray],
+        depth: Depth,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same for a double-double model, as a double-double of about 100 bits; one pass."""
-        of = ExactGradientOf(frame, design, responses, coef)
+        """The same for a double-double model, as a double-double; one pass."""
+        of = ExactGradientOf(frame, design, responses, coef, depth)
         return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()
 
 

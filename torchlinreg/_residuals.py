@@ -14,13 +14,30 @@ import torch
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block
-from torchlinreg._moments import ExactRows, Frame, ShiftedRows, exact_product, exact_rows
+from torchlinreg._exact_moments import ExactRows, exact_product, exact_rows
+from torchlinreg._moments import Frame, ShiftedRows
 
-# Residuals need about 90 bits: their error reaches the coefficients times the condition number.
-N_SLICES = 3
-# The gradient's own error reaches them times its square; levels to 2**-154 serve conditions up to 1e14.
-GRADIENT_SLICES = 6
-LAST_LEVEL = 6
+
+class Depth(NamedTuple):
+    """How finely an exact gradient pass slices, and the errors that leaves relative to the largest terms.
+
+    An error of the residuals reaches the coefficients times the condition number, one of their products
+    with the columns times its square.
+    """
+
+    residual_slices: int
+    product_slices: int
+    last_level: int
+    residual_roundoff: float
+    product_roundoff: float
+
+
+# From the cheapest on; the last serves conditions up to 1e14 whatever the residuals.
+DEPTHS = (
+    Depth(2, 2, 2, 2.0**-72, 2.0**-72),
+    Depth(3, 3, 4, 2.0**-95, 2.0**-95),
+    Depth(3, 6, 6, 2.0**-95, 2.0**-145),
+)
 
 
 class Gradient(NamedTuple):
@@ -82,7 +99,7 @@ class GradientOf:
 
 
 class ExactGradientOf:
-    """Gradient of a block to about 100 bits, for a double-double ``coef``; parameters as in `GradientOf`."""
+    """Gradient of a block for a double-double ``coef``, to the given depth; else as `GradientOf`."""
 
     def __init__(
         self,
@@ -90,61 +107,65 @@ class ExactGradientOf:
         design: np.ndarray,
         responses: np.ndarray,
         coef: tuple[np.ndarray, np.ndarray],
+        depth: Depth,
     ) -> None:
         device = frame.shift.device
         self.frame = frame
-        self._design = torch.from_numpy(design).to(device)
-        self._responses = torch.from_numpy(responses).to(device)
+        self.depth = depth
+        self._design = design
+        self._responses = responses
         self._coef = (torch.from_numpy(coef[0]).to(device), torch.from_numpy(coef[1]).to(device))
 
     def __call__(self, block: Block) -> Gradient:
         rows = exact_rows(block, self.frame)
-        design = columns_of(rows, self._design)
-        residual = exact_residual(design, self._coef, columns_of(rows, self._responses))
-        weighted = residual
+        design = rows.columns(self._design)
+        residual_slices, product_slices = self.depth[:2]
+        slices = design.slices(residual_slices)
+        responses = rows.columns(self._responses)
+        residual = exact_residual(slices, design.scale, self._coef, responses)
         if rows.remainder_weight is not None:
-            weight = rows.remainder_weight[:, None]
-            weighted = dd.multiply(residual, (weight, torch.zeros_like(weight)))
-        return Gradient(*exact_transposed_product(design, weighted))
+            residual = dd.times_float(*residual, rows.remainder_weight[:, None])
+        if product_slices != residual_slices:
+            slices = design.slices(product_slices)
+        return Gradient(*exact_transposed_product(slices, design.scale, residual, self.depth.last_level))
 
 
 def exact_residual(
-    design: ExactRows, coef: tuple[torch.Tensor, torch.Tensor], responses: ExactRows
+    slices: list[torch.Tensor],
+    scale: torch.Tensor,
+    coef: tuple[torch.Tensor, torch.Tensor],
+    responses: ExactRows,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``responses - design @ coef`` as a double-double; shape: (n_rows, n_responses)."""
-    slices, scale = design.slices(N_SLICES), design.scale
+    """``responses - (slices * scale) @ coef`` as a double-double; shape: (n_rows, n_responses)."""
     high = responses.high * responses.scale
-    low = responses.low * responses.scale
-    scaled = (coef[0] * scale[:, None], coef[1] * scale[:, None])
+    low = torch.zeros_like(high) if responses.low is None else responses.low * responses.scale
+    scaled = coef[0] * scale[:, None], coef[1] * scale[:, None]
     coef_scale = dd.slice_scale(scaled[0].abs().amax(0))
-    width = len(coef_scale)
-    coef_slices = dd.slices(scaled[0] / coef_scale, scaled[1] / coef_scale, N_SLICES)
-    stacked = torch.cat(coef_slices, dim=1)
+    n_slices, width = len(slices), len(coef_scale)
+    stacked = torch.cat(dd.slices(scaled[0] / coef_scale, scaled[1] / coef_scale, n_slices), dim=1)
     for start in range(0, len(scale), dd.EXACT_INNER_LENGTH):
         inner = slice(start, start + dd.EXACT_INNER_LENGTH)
         products = [(part[:, inner] @ stacked[inner]).split(width, dim=1) for part in slices]
-        for level in (
-            products[0][0],
-            products[0][1] + products[1][0],
-            products[0][2] + products[1][1] + products[2][0],
-            products[1][2] + products[2][1] + products[2][2],
-        ):
-            high, error = dd.two_sum(high, -level * coef_scale)
+        for level in range(2 * n_slices - 1):
+            pairs = range(max(0, level + 1 - n_slices), min(level + 1, n_slices))
+            term = sum(products[i][level - i] for i in pairs)
+            high, error = dd.two_sum(high, -term * coef_scale)
             low = low + error
     return dd.two_sum(high, low)
 
 
 def exact_transposed_product(
-    design: ExactRows, values: tuple[torch.Tensor, torch.Tensor]
+    slices: list[torch.Tensor],
+    scale: torch.Tensor,
+    values: tuple[torch.Tensor, torch.Tensor],
+    last_level: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``design.T @ values`` over the rows, by levels; values are a double-double of shape (n_rows, n_responses)."""
-    scale = dd.slice_scale(values[0].abs().amax(0))
-    right = dd.slices(values[0] / scale, values[1] / scale, GRADIENT_SLICES)
-    high, low = exact_product(design.slices(GRADIENT_SLICES), right, LAST_LEVEL)
-    factor = design.scale[:, None] * scale
+    """``(slices * scale).T @ values`` over the rows, by levels.
+
+    The values are a double-double of shape (n_rows, n_responses).
+    """
+    value_scale = dd.slice_scale(values[0].abs().amax(0))
+    right = dd.slices(values[0] / value_scale, values[1] / value_scale, len(slices))
+    high, low = exact_product(slices, right, last_level)
+    factor = scale[:, None] * value_scale
     return high * factor, low * factor
-
-
-def columns_of(rows: ExactRows, index: torch.Tensor) -> ExactRows:
-    """Some of the columns."""
-    return ExactRows(rows.high[:, index], rows.low[:, index], rows.scale[index], rows.remainder_weight)

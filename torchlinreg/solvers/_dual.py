@@ -17,9 +17,10 @@ from scipy.linalg import qr
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks, tensor_blocks
-from torchlinreg._moments import LAST_LEVEL, N_SLICES, SAFE_RANGE, Frame, exact_product, exact_rows
+from torchlinreg._exact_moments import LAST_LEVEL, N_SLICES, exact_product, exact_rows
+from torchlinreg._moments import SAFE_RANGE, Frame
 from torchlinreg._problem import Problem
-from torchlinreg._residuals import columns_of, exact_residual, exact_transposed_product
+from torchlinreg._residuals import DEPTHS, exact_residual, exact_transposed_product
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers._exact import (
     EPS,
@@ -186,10 +187,12 @@ def _level(kernel: np.ndarray) -> float:
 
 def _exact_kernel(blocks: RowBlocks, frame: Frame) -> DoubleDouble:
     """``X X.T`` of the shifted rows to about 100 bits; holds all rows at once, being for few hard ones."""
-    inside = slice(1, 1 + blocks.n_features)
-    parts = [exact_rows(block._replace(weight=None), frame) for block in blocks.dense()]
-    high = torch.cat([(part.high * part.scale)[:, inside] for part in parts]).T
-    low = torch.cat([(part.low * part.scale)[:, inside] for part in parts]).T
+    features = np.arange(1, 1 + blocks.n_features)
+    parts = [exact_rows(block._replace(weight=None), frame).columns(features) for block in blocks.dense()]
+    high = torch.cat([part.high * part.scale for part in parts]).T
+    low = torch.cat(
+        [torch.zeros_like(part.high) if part.low is None else part.low * part.scale for part in parts]
+    ).T
     scale = dd.slice_scale(high.abs().amax(0))
     slices = dd.slices(high / scale, low / scale, N_SLICES)
     product = dd.sum_over_first_axis(exact_product(slices, slices, LAST_LEVEL))
@@ -253,18 +256,21 @@ def _relative_change(old: DoubleDouble, new: DoubleDouble, zero: np.ndarray) -> 
 def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:
     """``X.T a`` of the shifted rows as a double-double; one pass."""
     device = blocks.device
-    features = torch.arange(1, 1 + blocks.n_features, device=device)
+    features = np.arange(1, 1 + blocks.n_features)
+    depth = DEPTHS[1]
     high = torch.zeros((blocks.n_features, blocks.n_targets), dtype=torch.float64, device=device)
     result = high, high
     start = 0
     for block in blocks.dense():
-        rows = columns_of(exact_rows(block._replace(weight=None), frame), features)
+        rows = exact_rows(block._replace(weight=None), frame).columns(features)
+        slices = rows.slices(depth.product_slices)
         part = slice(start, start + len(block.y))
         values = (
             torch.from_numpy(dual[0][part]).to(device),
             torch.from_numpy(dual[1][part]).to(device),
         )
-        result = dd.add(result, dd.sum_over_first_axis(exact_transposed_product(rows, values)))
+        levels = exact_transposed_product(slices, rows.scale, values, depth.last_level)
+        result = dd.add(result, dd.sum_over_first_axis(levels))
         start += len(block.y)
     return result[0].cpu().numpy(), result[1].cpu().numpy()
 
@@ -287,9 +293,10 @@ def _residual(
     parts = []
     for block in blocks.dense():
         rows = exact_rows(block._replace(weight=None), frame)
-        design = columns_of(rows, torch.arange(n_columns, device=device))
-        responses = columns_of(rows, torch.arange(n_columns, len(frame.shift), device=device))
-        parts.append(exact_residual(design, model, responses))
+        design = rows.columns(np.arange(n_columns))
+        responses = rows.columns(np.arange(n_columns, len(frame.shift)))
+        slices = design.slices(DEPTHS[1].residual_slices)
+        parts.append(exact_residual(slices, design.scale, model, responses))
     residual: DoubleDouble = (
         torch.cat([part[0] for part in parts]).cpu().numpy(),
         torch.cat([part[1] for part in parts]).cpu().numpy(),
@@ -322,7 +329,7 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     Holds all rows at once, as float64: they are fewer than the features.
     """
     X = torch.cat([block.X.to(torch.float64) for block in blocks.dense() if block.X is not None])
-    centred = torch.where((X == X[0]).all(0), 0.0, X - X.mean(0)) if problem.fit_intercept else X
+    centred = torch.where((X[0] == X).all(0), 0.0, X - X.mean(0)) if problem.fit_intercept else X
     unit = (centred / centred.square().sum(0).sqrt().clamp(min=1e-300)).cpu().numpy()
     upper, order = qr(unit, mode="r", pivoting=True, check_finite=False)
     pivots = np.abs(upper.diagonal())
@@ -335,7 +342,7 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         tall = Problem(part, 0.0, problem.fit_intercept, problem.name)
         fit = fit_exact_moments(tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept)
         if fit.error > tol:
-            fit, _ = refine_exactly(tall, fit, MAX_REFINEMENTS)
+            fit, _ = refine_exactly(tall, fit, tol, MAX_REFINEMENTS)
         coef, intercept = in_user_units(fit)
         unsorted = np.argsort(fit.design[fit.design > 0])  # the fit has its own pivot order
         coefs.append((coef[0][unsorted], coef[1][unsorted]))

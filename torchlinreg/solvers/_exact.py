@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchlinreg import _compensated as dd
-from torchlinreg._moments import ExactMoments, Frame
+from torchlinreg._exact_moments import ExactMoments
+from torchlinreg._moments import Frame
 from torchlinreg._problem import Problem
+from torchlinreg._residuals import DEPTHS, Depth
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers._normal import (
     DoubleDouble,
@@ -32,9 +34,6 @@ EPS = 2.0**-53
 GRAM_ROUNDOFF = 4e-16
 # The same of the residuals' products with the columns in float64, whose signs cancel.
 GRADIENT_ROUNDOFF = 1.5e-16
-# Rounding errors of exact residuals, and of their products with the columns, relative to the largest terms.
-RESIDUAL_ROUNDOFF = 2.0**-95
-PRODUCT_ROUNDOFF = 2.0**-145
 # Each pass of refinement must shrink the error by this at least, or the float64 factor is not good enough.
 SLOWEST_REFINEMENT = 1e-2
 # With unit columns, a pivot of the Gram matrix below the square of this is a dependent column: columns that
@@ -319,11 +318,17 @@ def _error_after_float64(fit: Fit) -> float:
     return _relative_error(fit, gram_error, row_error, fit.least, EPS**2)
 
 
-def _error_floor(fit: Fit) -> float:
-    """The error that refinement with exact residuals cannot go below."""
-    gram_error = PRODUCT_ROUNDOFF * fit.cancellation * fit.residual_norm
-    row_error = RESIDUAL_ROUNDOFF * fit.cancellation * fit.total_norm
+def _error_floor(fit: Fit, depth: Depth) -> float:
+    """The error that refinement with residuals of this depth cannot go below."""
+    gram_error = depth.product_roundoff * fit.cancellation * fit.residual_norm
+    row_error = depth.residual_roundoff * fit.cancellation * fit.total_norm
     return _relative_error(fit, gram_error, row_error, fit.least, EPS**2)
+
+
+def _cheapest_depth(fit: Fit, tol: float) -> Depth:
+    """The coarsest slices with which refinement reaches `tol` with three digits to spare."""
+    enough = (depth for depth in DEPTHS if _error_floor(fit, depth) <= 1e-3 * tol)
+    return next(enough, DEPTHS[-1])
 
 
 def _norms_of_solved_mean(fit: Fit) -> tuple[float, float]:
@@ -388,7 +393,7 @@ def _finish(
         if float64_error <= tol:
             fit, passes = replace(_refine_in_float64(problem, fit), error=float64_error), 1
         else:
-            fit, passes = refine_exactly(problem, fit, limit)
+            fit, passes = refine_exactly(problem, fit, tol, limit)
         n_passes += passes
     return _to_solution(fit, solver, tol, n_passes)
 
@@ -402,7 +407,7 @@ def _refine_in_float64(problem: Problem, fit: Fit) -> Fit:
     return replace(fit, coef=coef)
 
 
-def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
+def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[Fit, int]:
     """Passes with exact residuals, until what the next one would change is below rounding."""
     coef = fit.coef
     first = fit.n_intercepts
@@ -410,9 +415,10 @@ def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
     penalty[first:, 0] = fit.ridge
     rate, error = min(fit.rate, 0.5), fit.error
     previous = np.zeros(len(fit.responses))
+    depth = _cheapest_depth(fit, tol)
     n_passes = 0
     while n_passes < limit:
-        gradient = problem.exact_gradient(fit.frame, fit.design, fit.responses, coef)
+        gradient = problem.exact_gradient(fit.frame, fit.design, fit.responses, coef, depth)
         if fit.ridge.any():
             gradient = dd.add(gradient, dd.negative(dd.multiply(coef, (penalty, np.zeros_like(penalty)))))
         change = fit.factor.solve(gradient[0])
@@ -427,9 +433,9 @@ def refine_exactly(problem: Problem, fit: Fit, limit: int) -> tuple[Fit, int]:
         coef = dd.add(coef, (change, np.zeros_like(change)))
         fit = replace(fit, coef=coef)
         error = _relative_error(fit, 0.0, rate * energy, ZERO, EPS**2)
-        if error <= EPS / 4:
+        if error <= max(EPS / 4, 1e-3 * tol):
             break
-    return replace(fit, error=max(error, _error_floor(fit))), n_passes
+    return replace(fit, error=max(error, _error_floor(fit, depth))), n_passes
 
 
 def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:

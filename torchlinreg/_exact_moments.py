@@ -1,0 +1,156 @@
+"""Moments to about 100 bits, for ill-conditioned data and for rows that cannot be read again.
+
+Rows are cut into slices of so few bits that float64 products of slices are exact (Ozaki, Ogita, Oishi,
+Rump 2012, Numerical Algorithms 59, 95-118); sums of such products are kept as double-doubles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from torchlinreg import _compensated as dd
+from torchlinreg._blocks import Block
+from torchlinreg._moments import Frame, Moments, symmetric
+
+N_SLICES = 5
+# Products of slices i and j are of the order of 2**(-22 (i + j)); those beyond this level are dropped.
+LAST_LEVEL = 4
+
+
+class ExactRows(NamedTuple):
+    """Columns of a block as ``(high + low) * scale``, exact, with ``|high| <= 1``; None is a zero `low`.
+
+    Each row is multiplied by a power of two near the square root of its weight; what is left of the
+    weight, between 1/2 and 2, is `remainder_weight` (None without weights).
+    """
+
+    high: torch.Tensor  # shape: (n_rows, n_columns)
+    low: torch.Tensor | None  # shape: (n_rows, n_columns)
+    scale: torch.Tensor  # shape: (n_columns,)
+    remainder_weight: torch.Tensor | None  # shape: (n_rows,)
+
+    def columns(self, index: np.ndarray) -> ExactRows:
+        """Some of the columns; a view where they are consecutive."""
+        chosen: slice | torch.Tensor
+        if len(index) and (np.diff(index) == 1).all():
+            chosen = slice(int(index[0]), int(index[-1]) + 1)
+        else:
+            chosen = torch.from_numpy(index).to(self.scale.device)
+        low = None if self.low is None else self.low[:, chosen]
+        return ExactRows(self.high[:, chosen], low, self.scale[chosen], self.remainder_weight)
+
+    def slices(self, n_slices: int) -> list[torch.Tensor]:
+        """Slices of the columns, see `_compensated.slices`."""
+        return dd.slices(self.high, self.low, n_slices)
+
+
+def exact_rows(block: Block, frame: Frame) -> ExactRows:
+    """The columns ``[1, x, y]`` of a block in a frame without rounding."""
+    assert block.X is not None
+    n_features = block.X.shape[1]
+    columns = torch.empty((len(block.y), len(frame.shift)), dtype=torch.float64, device=block.y.device)
+    columns[:, 0] = 1
+    columns[:, 1 : 1 + n_features] = block.X
+    columns[:, 1 + n_features :] = block.y
+    high, low = columns, None
+    if frame.shift.any():
+        high, low = dd.two_sum(columns, -frame.shift)
+        low = low if low.any() else None
+    factor = torch.ones_like(frame.shift) if frame.scale is None else frame.scale
+    remainder_weight = row_scale = None
+    if block.weight is not None:
+        row_scale, remainder_weight = _split_weight(block.weight)
+        high *= row_scale
+    if frame.scale is not None:
+        high *= frame.scale
+    lowest, highest = torch.aminmax(high, dim=0)
+    scale = dd.slice_scale(torch.maximum(-lowest, highest))
+    high /= scale
+    if low is not None:
+        low *= factor / scale
+        low = low if row_scale is None else low * row_scale
+    return ExactRows(high, low, scale, remainder_weight)
+
+
+def _split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Powers of two, as a column, near the weights' square roots, and weights over their squares."""
+    exponent = torch.div(torch.frexp(weight).exponent, 2, rounding_mode="floor")
+    positive = weight > 0
+    row_scale = torch.ldexp(positive.to(torch.float64), exponent)
+    return row_scale[:, None], torch.where(positive, weight / row_scale / row_scale, 1.0)
+
+
+def exact_product(
+    left: list[torch.Tensor], right: list[torch.Tensor], last_level: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``left.T @ right`` over the rows from their slices, one double-double for each level of magnitude.
+
+    Level ``k``, of the order of ``2**(-22 k)`` of the whole, is the sum of the products of slices ``i`` and
+    ``k - i``. Such products are exact in float64 over at most `EXACT_INNER_LENGTH` rows, so the rows are
+    cut into batches. Levels beyond the last are dropped. Shape: (n_levels, n_left, n_right).
+    """
+    n_rows = len(left[0])
+    n_batches = -(-n_rows // dd.EXACT_INNER_LENGTH)
+    length = -(-n_rows // n_batches)
+
+    def batched(part: torch.Tensor) -> torch.Tensor:
+        padding = n_batches * length - n_rows
+        if padding:
+            part = torch.nn.functional.pad(part, (0, 0, 0, padding))
+        return part.reshape(n_batches, length, -1)
+
+    partners = torch.cat([batched(part) for part in right], dim=2)
+    width = right[0].shape[1]
+    shape = n_batches, last_level + 1, left[0].shape[1], width
+    high = torch.zeros(shape, dtype=torch.float64, device=partners.device)
+    for i, part in enumerate(left[: last_level + 1]):
+        n_partners = min(len(right), last_level + 1 - i)
+        products = torch.bmm(batched(part).mT, partners[:, :, : n_partners * width])
+        high[:, i : i + n_partners] += products.unflatten(2, (n_partners, width)).transpose(1, 2)
+    return dd.sum_over_first_axis((high, torch.zeros_like(high)))
+
+
+@dataclass(frozen=True)
+class ExactMoments:
+    """`Moments` as a double-double, good to about 100 bits of each column's norm; both triangles are meant."""
+
+    frame: Frame
+    high: torch.Tensor  # shape: (1 + n_features + n_targets,) * 2
+    low: torch.Tensor  # shape: (1 + n_features + n_targets,) * 2
+    n_samples: int
+    unit_roundoff: float = 2.0**-100
+
+    @staticmethod
+    def merge(a: ExactMoments, b: ExactMoments) -> ExactMoments:
+        """Moments of the rows of both, which must be in one frame."""
+        high, low = dd.add((a.high, a.low), (b.high, b.low))
+        roundoff = max(a.unit_roundoff, b.unit_roundoff)
+        return ExactMoments(a.frame, high, low, a.n_samples + b.n_samples, roundoff)
+
+    @staticmethod
+    def from_moments(moments: Moments) -> ExactMoments:
+        """Float64 moments, with their rounding errors, ready to be merged with exact ones."""
+        raw = symmetric(moments.raw)
+        return ExactMoments(moments.frame, raw, torch.zeros_like(raw), moments.n_samples, 2.0**-50)
+
+
+class ExactMomentsOf:
+    """``ExactMoments`` of a block in a given frame."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+
+    def __call__(self, block: Block) -> ExactMoments:
+        rows = exact_rows(block, self.frame)
+        left = right = rows.slices(N_SLICES)
+        factor = rows.scale[:, None] * rows.scale
+        if rows.remainder_weight is not None:
+            high, low = dd.times_float(rows.high, rows.low, rows.remainder_weight[:, None])
+            right = dd.slices(high / 2, low / 2, N_SLICES)  # weights below 2
+            factor = 2 * factor
+        high, low = dd.sum_over_first_axis(exact_product(left, right, LAST_LEVEL))
+        return ExactMoments(self.frame, high * factor, low * factor, len(block.y))
