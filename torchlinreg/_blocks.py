@@ -15,6 +15,8 @@ from scipy import sparse
 from sklearn import get_config
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length
 
+from torchlinreg import _compensated as dd
+
 Statistic = TypeVar("Statistic")
 
 # A block of about 4 MiB stays in the caches while it is shifted and multiplied. Measured at 1e6 x 10 on two
@@ -135,6 +137,19 @@ class RowBlocks:
             result = merge(result, of(block))
         return result
 
+    def with_ordinary_weights(self) -> RowBlocks:
+        """The same rows, with weights divided by a power of two if their sum could over- or underflow.
+
+        A least squares fit, whose objective divides by the weight sum, does not change by that.
+        """
+        if self.weight is None:
+            return self
+        largest = self.weight.max()
+        if 1e-100 <= float(largest) <= 1e100:
+            return self
+        weight = self.weight / dd.slice_scale(largest)
+        return RowBlocks(self._source, self.y, weight, one_target=self.one_target)
+
     def positive_weight_rows(self) -> RowBlocks:
         """The rows whose weight is not 0, a copy where there are others; for few rows only."""
         if self.weight is None or bool((self.weight > 0).all()):
@@ -230,8 +245,8 @@ def _resolve_device(device: str, X: Any) -> torch.device:
         ) from error
     if target.type not in ("cpu", "cuda"):
         raise ValueError(
-            f"device={device!r} cannot be used: fit accumulates in float64, which was made for 'cpu' and 'cuda'. "
-            "Use device='cpu'."
+            f"device={device!r} cannot be used: fit accumulates in float64, which is made for 'cpu' and "
+            "'cuda' only. Use device='cpu'."
         )
     if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
         raise ValueError(
@@ -254,12 +269,15 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
     if isinstance(X, torch.Tensor):
         return _open_tensor(X, device, checked)
     if _is_frame(X):
-        checked(_frame_rows(X, 0, 1))
+        checked(_frame_rows(X, 0, 1) if X.shape[1] else np.empty(X.shape))
         # Every block is made by itself, so a frame of several dtypes is never copied whole.
         dtype = _result_dtype(np.result_type(*map(_column_dtype, X.dtypes)))
-        return Source(
-            *X.shape, dtype, lambda start, stop: _to_tensor(checked(_frame_rows(X, start, stop)), device)
-        )
+
+        def take(start: int, stop: int) -> torch.Tensor | sparse.csr_array:
+            rows = checked(_frame_rows(X, start, stop))
+            return sparse.csr_array(rows) if sparse.issparse(rows) else _to_tensor(rows, device)
+
+        return Source(*X.shape, dtype, take)
     X = checked(X)
     shape, dtype = X.shape, _result_dtype(X.dtype)
     if sparse.issparse(X):
@@ -378,16 +396,25 @@ def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> to
     if isinstance(sample_weight, torch.Tensor):
         weight = sample_weight.detach().to(device=device, dtype=torch.float64)
     else:
-        array = np.asarray(sample_weight, dtype=np.float64)
+        array = np.asarray(sample_weight)
         if array.ndim == 0:
             array = np.full(n_samples, array)
+        array = check_array(
+            array,
+            dtype=np.float64,
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_all_finite=False,
+            ensure_min_samples=0,
+            input_name="sample_weight",
+        )
         weight = _to_tensor(array, device)
     if weight.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar, got shape {tuple(weight.shape)}.")
     if len(weight) != n_samples:
         raise ValueError(f"sample_weight.shape == {tuple(weight.shape)}, expected {(n_samples,)}!")
-    smallest, largest = float(weight.min()), float(weight.sum())
-    if not np.isfinite(largest):
+    smallest, largest = float(weight.min()), float(weight.max())
+    if not np.isfinite(smallest + largest):
         assert_all_finite(_to_numpy(weight), input_name="sample_weight")
     if smallest < 0:
         raise ValueError("Negative values in data passed to `sample_weight`: weights must be 0 or more.")

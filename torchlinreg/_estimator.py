@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._moments import Frame, Moments, choose_frame
+from torchlinreg._moments import LARGEST_MOMENT, Frame, Moments, choose_frame
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers import choose_solver, is_wide, solve_accumulated
@@ -168,7 +168,7 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         start = time.perf_counter()
         self._check_parameters()
-        blocks = self._open(X, y, sample_weight, reset=True)
+        blocks = self._open(X, y, sample_weight, reset=True).with_ordinary_weights()
         problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
         solve = choose_solver(self.solver, problem)
         solution = solve(problem, float(self.tol), self.max_iter)
@@ -211,15 +211,19 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             before on data with fewer rows than features, of which no moments are kept.
         """
         self._check_parameters()
-        first = not hasattr(self, "n_features_in_")
+        first = not hasattr(self, "coef_")
         blocks = self._open(X, y, sample_weight, reset=first)
         before = None if first else self._accumulated(blocks)
         frame = _frame_for(before, blocks, bool(self.fit_intercept))
         moments = blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
-        if not bool(moments.high.isfinite().all()):
-            blocks.raise_if_not_finite(type(self).__name__)
         if before is not None:
             moments = ExactMoments.merge(_to_device(before, blocks.device), moments)
+        if not float(moments.high.abs().max()) < LARGEST_MOMENT:
+            blocks.raise_if_not_finite(type(self).__name__)
+            raise ValueError(
+                "Squares of these rows or weights overflow float64 in the units of the first call. Divide "
+                "X, y or sample_weight by a constant in all calls."
+            )
         solution = solve_accumulated(
             moments, blocks.n_features, float(self.alpha), bool(self.fit_intercept), float(self.tol)
         )
@@ -248,7 +252,7 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ValueError
             Other features than in `fit`, or NaN or infinity in X.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "coef_")
         blocks = as_row_blocks(X, estimator=self)
         validate_data(self, X, reset=False, skip_check_array=True)
         single = blocks.dtype is torch.float32 and self.coef_.dtype == np.float32
@@ -319,8 +323,8 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if solution.status is Status.DIGITS_LOST:
             digits = max(0, math.floor(-math.log10(min(1.0, solution.error))))
             warnings.warn(
-                f"Only about {digits} digits of some coefficients are certain (tol={self.tol:g} was asked for; "
-                f"solver {solution.solver!r}, condition number {solution.condition_number:.2g}). "
+                f"Only about {digits} digits of some coefficients are certain (tol={self.tol:g} was asked "
+                f"for; solver {solution.solver!r}, condition number {solution.condition_number:.2g}). "
                 "Remove nearly dependent columns, use alpha > 0, or accept it with a larger tol.",
                 ConvergenceWarning,
                 stacklevel=3,

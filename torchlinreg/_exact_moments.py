@@ -116,7 +116,7 @@ def exact_product(
 
 @dataclass(frozen=True)
 class ExactMoments:
-    """`Moments` as a double-double, good to about 100 bits of each column's norm; both triangles are meant."""
+    """`Moments` as a double-double, to about 100 bits of each column's norm; both triangles are meant."""
 
     frame: Frame
     high: torch.Tensor  # shape: (1 + n_features + n_targets,) * 2

@@ -18,6 +18,8 @@ HEAD_ROWS = 256
 SMALL_ROWS = 1024
 # Squares of numbers within these bounds neither overflow nor underflow, even summed over 1e12 rows.
 SAFE_RANGE = (1e-140, 1e140)
+# Splitting a float64 for an error-free product multiplies it by 2**27.
+LARGEST_MOMENT = 1e280
 # On a CPU, products of BATCHES stacks of rows run one per core without splitting a product among threads, and
 # panels of columns leave out most of the lower triangle. Measured on two cores against one NumPy product:
 # 1e6 x 12: 5 against 12 ms; 2e5 x 102: 50 against 72 ms; from 400 columns on NumPy's symmetric product wins.
@@ -36,6 +38,7 @@ class Frame(NamedTuple):
     scale: torch.Tensor | None  # shape: (1 + n_features + n_targets,)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinity show in the moments
 def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tensor | None = None) -> Frame:
     """Shift by the mean of the first rows, so that an offset costs no digits; scale extreme columns.
 
@@ -227,7 +230,10 @@ class MomentsOf:
         self._rows = ShiftedRows(frame, in_place)
 
     def __call__(self, block: Block) -> Moments:
-        raw = self._of_csr(block) if block.csr is not None else self._rows(block).gram()
+        if block.csr is None:
+            return Moments(self.frame, self._rows(block).gram(), len(block.y))
+        with np.errstate(invalid="ignore"):  # infinity times a zero weight; found out by the NaN it leaves
+            raw = self._of_csr(block)
         return Moments(self.frame, raw, len(block.y))
 
     def _of_csr(self, block: Block) -> torch.Tensor:
@@ -265,7 +271,8 @@ def upper_gram(rows: torch.Tensor) -> torch.Tensor:
         return rows.T @ rows
     if n_columns >= SYMMETRIC_PRODUCT_COLUMNS or n_rows < SMALL_ROWS:
         array = rows.numpy()
-        return torch.from_numpy(array.T @ array)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return torch.from_numpy(array.T @ array)
     length = n_rows // BATCHES
     batches = rows[: length * BATCHES].view(BATCHES, length, n_columns)
     rest = rows[length * BATCHES :]

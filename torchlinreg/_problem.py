@@ -17,6 +17,7 @@ import numpy as np
 from torchlinreg._blocks import RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import (
+    LARGEST_MOMENT,
     Frame,
     Moments,
     MomentsOf,
@@ -92,9 +93,9 @@ class Problem:
 
 
 def _is_sound(moments: Moments) -> bool:
-    """Whether all moments are finite and no column's squares underflowed."""
+    """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
     raw = moments.raw.cpu().numpy()
     squares = raw.diagonal()
-    if not np.isfinite(squares.sum()):
+    if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
         return False
     return not (squares < 1e-250).any() or not ((squares < 1e-250) & (raw[0] != 0)).any()

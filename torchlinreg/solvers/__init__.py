@@ -35,9 +35,9 @@ def choose_solver(name: str, problem: Problem) -> Callable[[Problem, float, int 
     ValueError
         There is no solver of that name.
     """
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         return solve_dual if is_wide(problem) else solve_auto
-    if name in SOLVERS:
+    if isinstance(name, str) and name in SOLVERS:
         return SOLVERS[name].solve
     known = "; ".join(f"'{key}' ({solver.good_for})" for key, solver in SOLVERS.items())
     raise ValueError(f"solver={name!r} is not known; use 'auto', or one of {known}.")

@@ -106,11 +106,11 @@ def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
 def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """Normal equations in float64, refined where that is needed.
 
-    Columns that depend on others in the float64 Gram matrix (condition beyond about 1e6) take part by the least
-    norm.
+    Columns that depend on others in the float64 Gram matrix (condition beyond about 1e6) take part by the
+    least norm.
     """
     fit = fit_moments(problem)
-    if fit is None:
+    if fit is None or fit.rate > SLOWEST_REFINEMENT:
         rounded = ExactMoments.from_moments(problem.moments)
         fit = fit_exact_moments(rounded, problem.blocks.n_features, problem.alpha, problem.fit_intercept)
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
@@ -185,7 +185,11 @@ def fit_moments(problem: Problem) -> Fit | None:
 def ridge_of(frame: Frame, n_features: int, alpha: float, weight_sum: float) -> np.ndarray:
     """What the penalty adds to the Gram matrix's diagonal, in the units of the frame."""
     ridge = np.full(n_features, alpha * weight_sum)
-    return ridge if frame.scale is None else ridge * frame.scale[1 : 1 + n_features].cpu().numpy() ** 2
+    if alpha == 0 or frame.scale is None:
+        return ridge
+    # Columns so small that this overflows have coefficients that underflow; a finite ridge keeps them 0.
+    log2_scale = np.log2(frame.scale[1 : 1 + n_features].cpu().numpy())
+    return np.ldexp(ridge, np.minimum(2 * log2_scale, 900).astype(int))
 
 
 def _with_intercept(
@@ -226,9 +230,9 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
         scatter[1] * inverse_norm[:, None] * inverse_norm,
     )
     features = slice(0, n_features)
-    cancellation = float(
-        (raw_diagonal / scatter[0].diagonal())[features][resolved[features]].max(initial=1.0)
-    )
+    independent = resolved[features].nonzero()[0]
+    squares = scatter[0].diagonal()[independent]
+    cancellation = float((raw_diagonal[independent] / squares).max(initial=1.0))
     tolerance = max(RANK_TOLERANCE**2, 16 * moments.unit_roundoff * cancellation)
     upper, order, rank = dd.pivoted_cholesky(
         (unit[0][features, features], unit[1][features, features]), tolerance
@@ -332,7 +336,7 @@ def _cheapest_depth(fit: Fit, tol: float) -> Depth:
 
 
 def _norms_of_solved_mean(fit: Fit) -> tuple[float, float]:
-    """How errors of the Gram matrix's and of the rows' size reach the intercept, through the columns' means."""
+    """How errors of the Gram matrix and of the rows reach the intercept, through the columns' means."""
     shift, scale = _shift_and_scale(fit.frame)
     design = fit.design[1:]
     mean = (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
@@ -458,7 +462,7 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
 
 
 def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
-    """Coefficients, shape (n_columns, n_responses), and intercepts, shape (1, n_responses), of the raw columns."""
+    """Coefficients, shape (n_columns, n_responses), and intercepts, shape (1, n_responses)."""
     shift, scale = _shift_and_scale(fit.frame)
     first = fit.n_intercepts
     columns = fit.design[first:]
