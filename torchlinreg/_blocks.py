@@ -174,7 +174,8 @@ def tensor_blocks(
     dtype: torch.dtype = torch.float64,
 ) -> RowBlocks:
     """Blocks of a floating tensor, whose memory is shared."""
-    return RowBlocks(Source(*X.shape, dtype, lambda start, stop: X[start:stop], in_place=True), y, weight)
+    source = Source(X.shape[0], X.shape[1], dtype, lambda start, stop: X[start:stop], in_place=True)
+    return RowBlocks(source, y, weight)
 
 
 def as_row_blocks(
@@ -277,21 +278,22 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
             rows = checked(_frame_rows(X, start, stop))
             return sparse.csr_array(rows) if sparse.issparse(rows) else _to_tensor(rows, device)
 
-        return Source(*X.shape, dtype, take)
+        return Source(X.shape[0], X.shape[1], dtype, take)
     X = checked(X)
-    shape, dtype = X.shape, _result_dtype(X.dtype)
+    n_samples, n_features = X.shape
+    dtype = _result_dtype(X.dtype)
     if sparse.issparse(X):
         csr = sparse.csr_array(X)
         if csr.dtype not in (np.float32, np.float64):
             csr = csr.astype(np.float64)
-        density = csr.nnz / (shape[0] * shape[1])
-        return Source(*shape, dtype, lambda start, stop: csr[start:stop], density=density)
+        density = csr.nnz / (n_samples * n_features)
+        return Source(n_samples, n_features, dtype, lambda start, stop: csr[start:stop], density=density)
     if not _is_shareable(X):
-        return Source(*shape, dtype, lambda start, stop: _to_tensor(X[start:stop], device))
+        return Source(n_samples, n_features, dtype, lambda start, stop: _to_tensor(X[start:stop], device))
     shared = torch.from_numpy(X)
     if device.type == "cpu":
-        return Source(*shape, dtype, lambda start, stop: shared[start:stop], in_place=True)
-    return Source(*shape, dtype, lambda start, stop: shared[start:stop].to(device))
+        return Source(n_samples, n_features, dtype, lambda start, stop: shared[start:stop], in_place=True)
+    return Source(n_samples, n_features, dtype, lambda start, stop: shared[start:stop].to(device))
 
 
 def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any], Any]) -> Source:

@@ -172,7 +172,9 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
         solve = choose_solver(self.solver, problem)
         solution = solve(problem, float(self.tol), self.max_iter)
-        self._moments = None if is_wide(problem) else _on_cpu(problem.moments)
+        self._moments: Moments | ExactMoments | None = None
+        if not is_wide(problem):
+            self._moments = _on_cpu(problem.moments)
         self._keep(solution, blocks)
         if self.verbose:
             seconds = time.perf_counter() - start

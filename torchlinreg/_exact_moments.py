@@ -110,7 +110,7 @@ def exact_product(
     for i, part in enumerate(left[: last_level + 1]):
         n_partners = min(len(right), last_level + 1 - i)
         products = torch.bmm(batched(part).mT, partners[:, :, : n_partners * width])
-        high[:, i : i + n_partners] += products.unflatten(2, (n_partners, width)).transpose(1, 2)
+        high[:, i : i + n_partners] += products.reshape(n_batches, -1, n_partners, width).transpose(1, 2)
     return dd.sum_over_first_axis((high, torch.zeros_like(high)))
 
 

@@ -145,7 +145,7 @@ def exact_residual(
     stacked = torch.cat(dd.slices(scaled[0] / coef_scale, scaled[1] / coef_scale, n_slices), dim=1)
     for start in range(0, len(scale), dd.EXACT_INNER_LENGTH):
         inner = slice(start, start + dd.EXACT_INNER_LENGTH)
-        products = [(part[:, inner] @ stacked[inner]).split(width, dim=1) for part in slices]
+        products = [torch.split(part[:, inner] @ stacked[inner], width, dim=1) for part in slices]
         for level in range(2 * n_slices - 1):
             pairs = range(max(0, level + 1 - n_slices), min(level + 1, n_slices))
             term = sum(products[i][level - i] for i in pairs)

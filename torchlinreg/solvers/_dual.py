@@ -349,7 +349,7 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         intercepts.append(intercept)
         conditions.append(fit.condition_number)
         errors.append(fit.error)
-    full, intercept = assemble(
+    coef_of_all, intercept_of_all = assemble(
         active,
         dependent,
         blocks.n_features,
@@ -360,8 +360,8 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         ),
     )
     return Solution(
-        coef=full,
-        intercept=intercept,
+        coef=coef_of_all,
+        intercept=intercept_of_all,
         rank=rank,
         condition_number=max(conditions),
         solver="dual",

@@ -446,8 +446,7 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     active = fit.design[fit.design > 0] - 1
     n_features = fit.n_features
     dependent = fit.responses[fit.responses <= n_features] - 1
-    coef, intercept = in_user_units(fit)
-    coef, intercept = assemble(active, dependent, n_features, coef, intercept)
+    coef, intercept = assemble(active, dependent, n_features, *in_user_units(fit))
     status = Status.OPTIMAL if len(active) == n_features else Status.MINIMUM_NORM
     return Solution(
         coef=coef,
