@@ -13,16 +13,27 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.exact import exact_least_squares
+from torchlinreg.datasets import load_hubble, load_perceptron25, load_plant_richness
 
 DATA = Path(__file__).parent / "data"
 MAX_DIGITS = 16.0
+
+# By their names in `data/tutorial_truths.json`.
+TUTORIAL_LOADERS = {
+    "plant_richness_lr.csv": load_plant_richness,
+    "plant_richness_mlr.csv": partial(load_plant_richness, covariates=True),
+    "hubble_freedman24.csv": partial(load_hubble, version="freedman24"),
+    "hubble_freedman23.csv": partial(load_hubble, version="freedman23"),
+    "hubble1929.csv": partial(load_hubble, version="1929"),
+    "perceptron25.csv": load_perceptron25,
+}
 
 Array = np.ndarray
 
@@ -225,15 +236,11 @@ def tutorial_problems() -> tuple[Problem, ...]:
         The truth is for the float64 numbers (`data/tutorial_truths.json`).
     """
     problems = []
-    for file, record in json.loads((DATA / "tutorial_truths.json").read_text()).items():
-        rows = _read_numbers(DATA / file, [record["target"], *record["features"]])
+    for file, load in TUTORIAL_LOADERS.items():
+        X, y = load(return_X_y=True)
         for fit_intercept in (True, False):
             name = Path(file).stem + ("" if fit_intercept else "-no_intercept")
-            problems.append(
-                make_problem(
-                    f"tutorial-{name}", rows[:, 1:], rows[:, 0], fit_intercept=fit_intercept
-                )
-            )
+            problems.append(make_problem(f"tutorial-{name}", X, y, fit_intercept=fit_intercept))
     return tuple(problems)
 
 
