@@ -63,9 +63,7 @@ def test_bad_shape_is_named_with_an_example(text: str) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("density", [None, 0.2])
-def test_reference_solves_the_normal_equations(
-    dtype: str, weighted: bool, density: float | None
-) -> None:
+def test_reference_solves_the_normal_equations(dtype: str, weighted: bool, density: float | None) -> None:
     data = make_data(Shape(300, 5), dtype=dtype, weighted=weighted, density=density)
     X = data.X if density is None else data.X.toarray()
     X, y = X.astype(np.float64), data.y.astype(np.float64)
@@ -227,9 +225,7 @@ def agreement_report() -> dict[str, Any]:
     }
 
 
-def test_readme_tables_names_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_readme_tables_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--readme", str(tmp_path / "README.md"), "--results", str(tmp_path)]
     assert readme_tables.main(where) == 2
     assert "README.md is missing" in capsys.readouterr().err

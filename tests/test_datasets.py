@@ -48,9 +48,7 @@ def test_least_squares_of_the_file_is_the_published_one(name):
     coef = np.linalg.lstsq(design, y, rcond=None)[0]
     np.testing.assert_allclose(coef, truth, rtol=1e-12)
     residual = y - design @ coef
-    assert 1 - residual @ residual / np.sum((y - y.mean()) ** 2) == pytest.approx(
-        r_squared, rel=1e-12
-    )
+    assert 1 - residual @ residual / np.sum((y - y.mean()) ** 2) == pytest.approx(r_squared, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", TRUTHS)

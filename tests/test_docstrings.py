@@ -83,9 +83,7 @@ def test_docstring_is_valid_numpydoc(name):
     assert not errors, "\n".join(errors)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, value in OBJECTS.items() if not isinstance(value, EnumType)]
-)
+@pytest.mark.parametrize("name", [name for name, value in OBJECTS.items() if not isinstance(value, EnumType)])
 def test_documented_defaults_are_those_of_the_signature(name):
     documented = {
         parameter.name: parameter.type.partition("default=")[2]

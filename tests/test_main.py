@@ -123,9 +123,7 @@ def test_weight_k_is_k_copies_for_all_three(capsys, trees):
 
 
 def test_no_intercept_compares_with_the_line_through_the_origin(capsys, trees):
-    output = run(
-        capsys, "fit", "trees.csv", "--target", "volume", "--features", "girth", "--no-intercept"
-    )
+    output = run(capsys, "fit", "trees.csv", "--target", "volume", "--features", "girth", "--no-intercept")
     slope = trees.girth @ trees.volume / (trees.girth @ trees.girth)
     ours, reference, digits = numbers(output, "girth")
     assert [ours, reference] == pytest.approx([slope] * 2, rel=1e-13)
@@ -135,9 +133,7 @@ def test_no_intercept_compares_with_the_line_through_the_origin(capsys, trees):
 
 
 def test_alpha_compares_with_ridge_of_the_same_objective(capsys, trees):
-    output = run(
-        capsys, "fit", "trees.csv", "--target", "volume", "--weight", "copies", "--alpha", "0.5"
-    )
+    output = run(capsys, "fit", "trees.csv", "--target", "volume", "--weight", "copies", "--alpha", "0.5")
     assert "Ridge(alpha=3.5)" in output  # the weights sum to 7
     for name in ("girth", "height", "intercept"):
         ours, ridge, digits = numbers(output, name)

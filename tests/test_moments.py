@@ -13,14 +13,8 @@ from scipy import sparse
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import as_row_blocks
-from torchlinreg._moments import (
-    ExactMoments,
-    ExactMomentsOf,
-    Frame,
-    Moments,
-    MomentsOf,
-    choose_frame,
-)
+from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
+from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
 
 EPS = 2.0**-53
 # Full-length numbers of moderate size, zeros and small integers among them.
@@ -249,6 +243,17 @@ def test_exact_moments_of_many_rows(n_rows, weighted):
     frame = make_frame([0, 10**9, 1])
     found = moments_of("exact", X, y, weight, frame)
     assert relative_error(as_fractions(found), exact_moments(X, y, weight, frame)) <= 1e-28
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_exact_moments_of_the_longest_slices(weighted):
+    """All rows alike, with slices as large as they can be: their products use up every bit there is."""
+    rng = np.random.default_rng(1)
+    X = 1 - 2.0**-21 - 2.0**-43 * rng.integers(0, 9, (9000, 2))
+    weight = np.full(9000, 2 - 2.0**-21) if weighted else None
+    frame = make_frame([0, 0, 0])
+    found = moments_of("exact", X, X[:, :1], weight, frame)
+    assert relative_error(as_fractions(found), exact_moments(X, X[:, :1], weight, frame)) <= 1e-28
 
 
 @pytest.mark.parametrize("magnitude", [1e-150, 1e-100, 1e-30, 1e30, 1e100, 1e150])

@@ -187,9 +187,7 @@ def test_exact_solver_on_numbers_done_by_hand() -> None:
     ],
 )
 def test_correct_digits(estimate: float, truth: Fraction, digits: float) -> None:
-    assert correct_digits(estimate, truth) == pytest.approx(
-        digits, abs=0.06 if digits > 15 else 1e-9
-    )
+    assert correct_digits(estimate, truth) == pytest.approx(digits, abs=0.06 if digits > 15 else 1e-9)
 
 
 def test_correct_digits_of_a_zero_truth_are_relative_to_the_scale() -> None:
