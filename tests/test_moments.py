@@ -15,6 +15,7 @@ from torchlinreg import _compensated as dd
 from torchlinreg._blocks import as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
+from torchlinreg._problem import Problem
 
 EPS = 2.0**-53
 # Full-length numbers of moderate size, zeros and small integers among them.
@@ -310,6 +311,28 @@ def test_sparse_rows_have_the_moments_of_dense_ones(rows):
     found = MomentsOf(frame)(block._replace(X=None, csr=sparse.csr_array(X)))
     expected = exact_moments(X, y, weight, frame)
     assert relative_error(as_fractions(found), expected) <= 1e-13
+
+
+# Widths and lengths around those where the product of the columns changes its way.
+WIDTHS = [1, 13, 14, 15, 47, 61, 62, 63, 64, 95, 250, 397, 398, 399, 400, 401]
+LENGTHS = [1, 2, 1023, 1024, 1025, 3001]
+
+
+@pytest.mark.parametrize("n_rows", LENGTHS)
+@pytest.mark.parametrize("n_features", WIDTHS)
+def test_whole_numbers_have_exact_moments(n_features, n_rows):
+    """No sum of them is rounded, in whatever order; weights are squares, whose roots are exact."""
+    rng = np.random.default_rng(n_features)
+    y = rng.integers(-9, 10, (n_rows, 2)).astype(float)
+    for offset, dtype, weighted in [(0, float, False), (512, float, False), (0, np.float32, True)]:
+        X = offset + rng.integers(-9, 10, (n_rows, n_features)).astype(dtype)
+        weight = rng.integers(0, 3, n_rows) ** 2.0 if weighted else np.ones(n_rows)
+        weight[0] = 1
+        moments = Problem(as_row_blocks(X, y, weight if weighted else None)).moments
+        rows = np.column_stack([np.ones(n_rows), X.astype(float), y]) - moments.frame.shift.numpy()
+        expected = rows.T @ (rows * weight[:, None])
+        np.testing.assert_array_equal(np.triu(moments.raw.numpy()), np.triu(expected))
+        assert moments.n_samples == n_rows
 
 
 # Error-free transformations, against rational arithmetic.

@@ -271,6 +271,28 @@ def test_a_perfect_fit_is_found_without_a_warning(solver, fit_intercept):
         np.testing.assert_allclose(reg.intercept_, intercept, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("condition", [1, 1e4])
+@pytest.mark.parametrize("n_features", [16, 63, 64, 65, 300, 400, 450])
+def test_many_columns(n_features, condition, weighted, dtype):
+    """Around the widths where the pass over the rows changes its way."""
+    rng = np.random.default_rng(n_features)
+    X = rng.standard_normal((n_features + 1100, n_features))
+    X[:, 1] = X[:, 0] + X[:, 1] / condition
+    y = (5 + X.sum(axis=1) + rng.standard_normal(len(X))).astype(dtype)
+    X = X.astype(dtype)
+    weight = rng.uniform(0.5, 2, len(X)) if weighted else None
+    reg = TorchLinearRegressor().fit(X, y, sample_weight=weight)
+    root = np.ones(len(X)) if weight is None else np.sqrt(weight)
+    design = np.column_stack([np.ones(len(X)), X.astype(float)]) * root[:, None]
+    expected = np.linalg.lstsq(design, y * root, rcond=None)[0]
+    rtol = 2e-7 if dtype is np.float32 else 1e-10 * condition
+    np.testing.assert_allclose(reg.coef_, expected[1:], rtol=rtol, atol=1e-9)
+    np.testing.assert_allclose(reg.intercept_, expected[0], rtol=rtol)
+    assert reg.rank_ == n_features
+
+
 @pytest.mark.parametrize("solver", NAMES)
 def test_one_row(solver):
     reg = TorchLinearRegressor(solver=solver).fit([[3.0, 4.0]], [7.0])

@@ -397,6 +397,7 @@ def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> to
         return None
     if isinstance(sample_weight, torch.Tensor):
         weight = sample_weight.detach().to(device=device, dtype=torch.float64)
+        weight = weight if weight.ndim else weight.expand(n_samples)
     else:
         array = np.asarray(sample_weight)
         if array.ndim == 0:

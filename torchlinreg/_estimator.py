@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._moments import LARGEST_MOMENT, Frame, Moments, choose_frame
+from torchlinreg._moments import LARGEST_MOMENT, Frame, Moments, choose_frame, largest_magnitudes
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers import choose_solver, is_wide, solve_accumulated
@@ -216,16 +216,7 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         first = not hasattr(self, "coef_")
         blocks = self._open(X, y, sample_weight, reset=first)
         before = None if first else self._accumulated(blocks)
-        frame = _frame_for(before, blocks, bool(self.fit_intercept))
-        moments = blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
-        if before is not None:
-            moments = ExactMoments.merge(_to_device(before, blocks.device), moments)
-        if not float(moments.high.abs().max()) < LARGEST_MOMENT:
-            blocks.raise_if_not_finite(type(self).__name__)
-            raise ValueError(
-                "Squares of these rows or weights overflow float64 in the units of the first call. Divide "
-                "X, y or sample_weight by a constant in all calls."
-            )
+        moments = self._merged(before, blocks)
         solution = solve_accumulated(
             moments, blocks.n_features, float(self.alpha), bool(self.fit_intercept), float(self.tol)
         )
@@ -304,9 +295,30 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 "partial_fit cannot go on after fit on fewer rows than features, which keeps no moments. Use "
                 "partial_fit from the first rows on."
             )
+        if not self.fit_intercept and self._moments.frame.shift.any():
+            raise ValueError(
+                "fit_intercept was True in the calls before and is False now; keep to one value."
+            )
         if isinstance(self._moments, Moments):
             return ExactMoments.from_moments(self._moments)
         return self._moments
+
+    def _merged(self, before: ExactMoments | None, blocks: RowBlocks) -> ExactMoments:
+        """Moments of the rows before and these; rescaled if the squares of these overflow."""
+        of = ExactMomentsOf(_frame_for(before, blocks, bool(self.fit_intercept)))
+        moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
+        if not float(moments.high.abs().max()) < LARGEST_MOMENT:
+            blocks.raise_if_not_finite(type(self).__name__)
+            largest = largest_magnitudes(blocks, of.frame)
+            frame = choose_frame(blocks, fit_intercept=bool(self.fit_intercept), largest=largest)
+            of = ExactMomentsOf(Frame(of.frame.shift, frame.scale))
+            moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
+        if before is None:
+            return moments
+        before = _to_device(before, blocks.device)
+        if moments.frame.scale is not None:
+            before = before.with_scale(moments.frame.scale)
+        return ExactMoments.merge(before, moments)
 
     def _keep(self, solution: Solution, blocks: RowBlocks) -> None:
         """Set the fitted attributes, and warn if digits were lost."""

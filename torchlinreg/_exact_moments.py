@@ -131,6 +131,14 @@ class ExactMoments:
         roundoff = max(a.unit_roundoff, b.unit_roundoff)
         return ExactMoments(a.frame, high, low, a.n_samples + b.n_samples, roundoff)
 
+    def with_scale(self, scale: torch.Tensor) -> ExactMoments:
+        """The same moments in a frame with other powers of two."""
+        old = self.frame.scale
+        factor = scale if old is None else scale / old
+        factor = factor[:, None] * factor
+        frame = Frame(self.frame.shift, scale)
+        return ExactMoments(frame, self.high * factor, self.low * factor, self.n_samples, self.unit_roundoff)
+
     @staticmethod
     def from_moments(moments: Moments) -> ExactMoments:
         """Float64 moments, with their rounding errors, ready to be merged with exact ones."""

@@ -30,7 +30,7 @@ class Status(Enum):
 class Solution:
     """A solver's result in the user's units.
 
-    `error` is an estimate of the relative error of the coefficients (the largest over them).
+    `error` is an estimate of the largest relative error of a coefficient or intercept; 0 where `tol` is met.
     """
 
     coef: np.ndarray  # shape: (n_features, n_targets)

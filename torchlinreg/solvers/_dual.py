@@ -27,7 +27,7 @@ from torchlinreg.solvers._exact import (
     MAX_REFINEMENTS,
     RANK_TOLERANCE,
     SLOWEST_REFINEMENT,
-    ZERO,
+    UNCERTAIN,
     fit_exact_moments,
     in_user_units,
     refine_exactly,
@@ -95,11 +95,13 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
         return _solve_by_columns(problem, blocks, tol)
     limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter
     coef, intercept, error, n_passes = _refine(problem, blocks, frame, diagonal, system, limit)
-    status = Status.OPTIMAL if problem.alpha > 0 else Status.MINIMUM_NORM
+    rank = blocks.n_samples - problem.fit_intercept
+    unique = problem.alpha > 0 or rank == blocks.n_features
+    status = Status.OPTIMAL if unique else Status.MINIMUM_NORM
     return Solution(
         coef=coef[0] + coef[1],
         intercept=(intercept[0] + intercept[1])[0],
-        rank=blocks.n_samples - problem.fit_intercept,
+        rank=blocks.n_features if problem.alpha > 0 else rank,
         condition_number=system.condition_number,
         solver="dual",
         status=status if error <= tol else Status.DIGITS_LOST,
@@ -230,7 +232,7 @@ def _refine(
         before = coef, intercept
         coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
         n_passes += 1
-        zero = ZERO * np.abs(coef[0]).max(0, initial=0.0)
+        zero = UNCERTAIN * np.abs(coef[0]).max(0, initial=0.0)
         moved = max(
             _relative_change(before[0], coef, zero),
             _relative_change(before[1], intercept, 4 * EPS * intercept_scale),
@@ -341,14 +343,14 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
         tall = Problem(part, 0.0, problem.fit_intercept, problem.name)
         fit = fit_exact_moments(tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept)
-        if fit.error > tol:
+        if not fit.reaches(tol):
             fit, _ = refine_exactly(tall, fit, tol, MAX_REFINEMENTS)
         coef, intercept = in_user_units(fit)
         unsorted = np.argsort(fit.design[fit.design > 0])  # the fit has its own pivot order
         coefs.append((coef[0][unsorted], coef[1][unsorted]))
         intercepts.append(intercept)
         conditions.append(fit.condition_number)
-        errors.append(fit.error)
+        errors.append(fit.relative_error(UNCERTAIN))
     coef_of_all, intercept_of_all = assemble(
         active,
         dependent,
@@ -359,13 +361,14 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
             np.concatenate([c[1] for c in intercepts], 1),
         ),
     )
+    status = Status.OPTIMAL if rank == blocks.n_features else Status.MINIMUM_NORM
     return Solution(
         coef=coef_of_all,
         intercept=intercept_of_all,
         rank=rank,
         condition_number=max(conditions),
         solver="dual",
-        status=Status.MINIMUM_NORM if max(errors) <= tol else Status.DIGITS_LOST,
+        status=status if max(errors) <= tol else Status.DIGITS_LOST,
         n_iter=3,
         error=max(errors),
     )

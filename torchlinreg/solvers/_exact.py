@@ -11,6 +11,7 @@ which also decides the rank.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -41,18 +42,20 @@ SLOWEST_REFINEMENT = 1e-2
 RANK_TOLERANCE = 1e-15
 MAX_REFINEMENTS = 30
 # Coefficients that change the prediction by less than this share of y are at the level of rounding; only in
-# data of up to SMALL_DATA numbers are they worth a refinement, and below ZERO they pass for zeros.
+# data of up to SMALL_DATA numbers are they worth a refinement, and below ZERO they pass for zeros. No
+# warning is due for those that come from the rounding of y itself.
 NEGLIGIBLE = 1e-13
 SMALL_DATA = 100_000
 ZERO = 1e-20
+UNCERTAIN = 1e-15
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fit in a frame: which of the columns ``[1, x, y]`` explain which others, and how well that is known.
+    """A fit in a frame: which of the columns ``[1, x, y]`` explain which others, and how well is known.
 
-    `error` estimates the relative error of the coefficients and intercepts, and `rate` how much a refinement
-    shrinks it.
+    `gram_error`, `row_error` and `coef_roundoff` estimate how far off it is (see `relative_error`), and
+    `rate` how much a refinement shrinks that.
     """
 
     frame: Frame
@@ -70,7 +73,9 @@ class Fit:
     condition_number: float = 1.0
     smallest: float = 1.0  # singular value of the design with unit columns
     mean_in_gram: tuple[float, float] = (0.0, 0.0)  # see _norms_of_solved_mean
-    error: float = 0.0
+    gram_error: np.ndarray | float = 0.0
+    row_error: np.ndarray | float = 0.0
+    coef_roundoff: float = EPS
     rate: float = 0.0
 
     @property
@@ -89,16 +94,63 @@ class Fit:
         """Norm of the residuals, at least what rounding leaves of it."""
         return np.sqrt(np.maximum(self.rss, EPS * self.total_norm**2))
 
+    def reaches(self, tol: float) -> bool:
+        """Whether the estimated relative error is at most `tol`."""
+        return self._error_in_norm <= tol or self.relative_error(self._least) <= tol
+
     @property
-    def least(self) -> float:
-        """The share of a response below which a coefficient's digits do not count."""
-        return ZERO if self.n_samples * (1 + len(self.ridge)) <= SMALL_DATA else NEGLIGIBLE
+    def _least(self) -> float:
+        small = self.n_samples * (1 + len(self.ridge)) <= SMALL_DATA
+        return ZERO if small else NEGLIGIBLE
+
+    def relative_error(self, least: float) -> float:
+        """The largest relative error of a coefficient or intercept, estimated for each.
+
+        `gram_error` is an error of the normal equations of unit columns and `row_error` one of the
+        predictions, both in norm; `coef_roundoff` is that of the coefficients as they are held.
+        Coefficients below `least` of the response pass for zeros.
+        """
+        gram_gain, row_gain = self.factor.gains
+        return self._largest_error(gram_gain[:, None], row_gain[:, None], least)
+
+    @cached_property
+    def _error_in_norm(self) -> float:
+        """A bound on `relative_error` from the smallest singular value, which needs no inverse."""
+        return self._largest_error(1 / self.smallest**2, 1 / self.smallest, self._least)
+
+    def _largest_error(
+        self, gram_gain: np.ndarray | float, row_gain: np.ndarray | float, least: float
+    ) -> float:
+        measure = np.abs(self.coef[0][self.n_intercepts :]) * self.factor.norm[:, None]
+        largest = measure.max(0, initial=0.0)
+        explained = self.responses <= self.n_features
+        if explained.any():  # of columns explained by others, no single coefficient matters by itself
+            measure = np.maximum(measure, np.where(explained, largest, 0.0))
+        absolute = self.gram_error * gram_gain + self.row_error * row_gain
+        counted = measure > least * np.maximum(largest, self.response_norm)
+        ratio = np.divide(absolute, measure, out=np.zeros_like(measure), where=counted)
+        worst = float(ratio.max(initial=0.0))
+        return max(worst, self._relative_intercept_error()) if self.n_intercepts else worst
+
+    def _relative_intercept_error(self) -> float:
+        shift, scale = _shift_and_scale(self.frame)
+        design = self.design[1:]
+        terms = (shift[design] * scale[design])[:, None] * self.coef[0][1:]
+        constant = shift[self.responses] * scale[self.responses]
+        intercept = np.abs(constant + self.coef[0][0] - terms.sum(0))
+        moved = np.abs(terms).sum(0)
+        size = np.abs(constant) + moved + self.response_norm / np.sqrt(self.factor.weight_sum)
+        uncertain = self.gram_error * self.mean_in_gram[0] + self.row_error * self.mean_in_gram[1]
+        uncertain = uncertain + self.coef_roundoff * moved
+        # An intercept that is 0 but for rounding has no digits to lose.
+        counted = intercept > 4 * EPS * size
+        return float(np.divide(uncertain, intercept, out=np.zeros_like(size), where=counted).max())
 
 
 def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """`solve_cholesky` where the measured condition allows, `solve_exact` elsewhere."""
     fit = fit_moments(problem)
-    if fit is None or (fit.error > tol and fit.rate > SLOWEST_REFINEMENT):
+    if fit is None or (not fit.reaches(tol) and fit.rate > SLOWEST_REFINEMENT):
         return solve_exact(problem, tol, max_iter)
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
 
@@ -302,36 +354,34 @@ def _assessed(fit: Fit) -> Fit:
     size = np.sqrt(max(1, len(fit.ridge)))
     exact = fit.roundoff < EPS
     rate = 8 * size * EPS / smallest if exact else 4 * size * fit.roundoff * fit.cancellation / smallest**2
-    fit = replace(
+    return replace(
         fit,
         condition_number=largest / smallest,
         smallest=smallest,
         mean_in_gram=_norms_of_solved_mean(fit) if fit.n_intercepts else (0.0, 0.0),
+        gram_error=fit.roundoff * fit.cancellation * fit.total_norm,
+        coef_roundoff=EPS**2 if exact else EPS,
         rate=rate,
     )
-    gram_error = fit.roundoff * fit.cancellation * fit.total_norm
-    return replace(fit, error=_relative_error(fit, gram_error, 0.0, fit.least, EPS**2 if exact else EPS))
 
 
-def _error_after_float64(fit: Fit) -> float:
-    """The error that one refinement in float64 would leave."""
-    gram_error = (
-        GRAM_ROUNDOFF * fit.residual_norm + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
-    )
-    row_error = 4 * EPS * np.sqrt(fit.cancellation / fit.n_samples) * fit.total_norm
-    return _relative_error(fit, gram_error, row_error, fit.least, EPS**2)
+def _after_float64(fit: Fit) -> Fit:
+    """The fit with the errors that one refinement in float64 would leave."""
+    left = GRADIENT_ROUNDOFF * fit.residual_norm + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
+    rows = 4 * EPS * np.sqrt(fit.cancellation / fit.n_samples) * fit.total_norm
+    return replace(fit, gram_error=left, row_error=rows, coef_roundoff=EPS**2)
 
 
-def _error_floor(fit: Fit, depth: Depth) -> float:
-    """The error that refinement with residuals of this depth cannot go below."""
+def _at_floor(fit: Fit, depth: Depth) -> Fit:
+    """The fit with the errors that refinement with residuals of this depth cannot go below."""
     gram_error = depth.product_roundoff * fit.cancellation * fit.residual_norm
     row_error = depth.residual_roundoff * fit.cancellation * fit.total_norm
-    return _relative_error(fit, gram_error, row_error, fit.least, EPS**2)
+    return replace(fit, gram_error=gram_error, row_error=row_error, coef_roundoff=EPS**2)
 
 
 def _cheapest_depth(fit: Fit, tol: float) -> Depth:
     """The coarsest slices with which refinement reaches `tol` with three digits to spare."""
-    enough = (depth for depth in DEPTHS if _error_floor(fit, depth) <= 1e-3 * tol)
+    enough = (depth for depth in DEPTHS if _at_floor(fit, depth).reaches(1e-3 * tol))
     return next(enough, DEPTHS[-1])
 
 
@@ -349,66 +399,27 @@ def _shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     return shift, np.ones_like(shift) if frame.scale is None else frame.scale.cpu().numpy()
 
 
-def _relative_error(
-    fit: Fit,
-    gram_error: np.ndarray | float,
-    row_error: np.ndarray | float,
-    least: float,
-    roundoff: float,
-) -> float:
-    """The largest relative error of a coefficient or intercept.
-
-    `gram_error` is an error of the normal equations of unit columns, which reaches the coefficients divided
-    by the square of the smallest singular value; `row_error` one of the predictions, divided by that value.
-    Coefficients below `least` of the response pass for zeros. Of columns explained by others, no single
-    coefficient matters by itself.
-    """
-    first = fit.n_intercepts
-    measure = np.abs(fit.coef[0][first:]) * fit.factor.norm[:, None]
-    largest = measure.max(0, initial=0.0)
-    explained = fit.responses <= fit.n_features
-    if explained.any():
-        measure = np.maximum(measure, np.where(explained, largest, 0.0))
-    absolute = gram_error / fit.smallest**2 + row_error / fit.smallest
-    counted = measure > least * np.maximum(largest, fit.response_norm)
-    worst = float(np.divide(absolute, measure, out=np.zeros_like(measure), where=counted).max(initial=0.0))
-    if not first:
-        return worst
-    shift, scale = _shift_and_scale(fit.frame)
-    design = fit.design[1:]
-    terms = (shift[design] * scale[design])[:, None] * fit.coef[0][1:]
-    constant = shift[fit.responses] * scale[fit.responses]
-    intercept = np.abs(constant + fit.coef[0][0] - terms.sum(0))
-    size = np.abs(constant) + np.abs(terms).sum(0) + fit.response_norm / np.sqrt(fit.factor.weight_sum)
-    uncertain = gram_error * fit.mean_in_gram[0] + row_error * fit.mean_in_gram[1]
-    uncertain = uncertain + roundoff * np.abs(terms).sum(0)
-    # An intercept that is 0 but for rounding has no digits to lose.
-    ratio = np.divide(uncertain, intercept, out=np.zeros_like(size), where=intercept > 4 * EPS * size)
-    return max(worst, float(ratio.max()))
-
-
 def _finish(
     problem: Problem, fit: Fit, solver: str, tol: float, max_iter: int | None, n_passes: int
 ) -> Solution:
     """Refine as far as `tol` asks for, and give the solution in the user's units."""
     limit = MAX_REFINEMENTS if max_iter is None else max_iter
-    if fit.error > tol and limit > 0:
-        float64_error = _error_after_float64(fit)
-        if float64_error <= tol:
-            fit, passes = replace(_refine_in_float64(problem, fit), error=float64_error), 1
+    if limit > 0 and not fit.reaches(tol):
+        refined = _after_float64(fit)
+        if refined.reaches(tol):
+            fit, passes = replace(refined, coef=_refined_in_float64(problem, fit)), 1
         else:
             fit, passes = refine_exactly(problem, fit, tol, limit)
         n_passes += passes
     return _to_solution(fit, solver, tol, n_passes)
 
 
-def _refine_in_float64(problem: Problem, fit: Fit) -> Fit:
+def _refined_in_float64(problem: Problem, fit: Fit) -> DoubleDouble:
     """One pass: residuals of the rows, their gradient, and the change that takes it to 0."""
     gradient = problem.gradient(fit.frame, fit.design, fit.responses, fit.coef[0])
     first = fit.n_intercepts
     gradient[first:] -= fit.ridge[:, None] * fit.coef[0][first:]
-    coef = dd.two_sum(fit.coef[0], fit.factor.solve(gradient))
-    return replace(fit, coef=coef)
+    return dd.two_sum(fit.coef[0], fit.factor.solve(gradient))
 
 
 def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[Fit, int]:
@@ -417,7 +428,7 @@ def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[
     first = fit.n_intercepts
     penalty = np.zeros((len(fit.design), 1))
     penalty[first:, 0] = fit.ridge
-    rate, error = min(fit.rate, 0.5), fit.error
+    rate = min(fit.rate, 0.5)
     previous = np.zeros(len(fit.responses))
     depth = _cheapest_depth(fit, tol)
     n_passes = 0
@@ -435,11 +446,12 @@ def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[
             rate = float(shrunk.max())
         previous = energy
         coef = dd.add(coef, (change, np.zeros_like(change)))
-        fit = replace(fit, coef=coef)
-        error = _relative_error(fit, 0.0, rate * energy, ZERO, EPS**2)
-        if error <= max(EPS / 4, 1e-3 * tol):
+        fit = replace(fit, coef=coef, gram_error=0.0, row_error=rate * energy, coef_roundoff=EPS**2)
+        if fit.reaches(max(EPS / 4, 1e-3 * tol)):
             break
-    return replace(fit, error=max(error, _error_floor(fit, depth))), n_passes
+    floor = _at_floor(fit, depth)
+    row_error = np.maximum(fit.row_error, floor.row_error)
+    return replace(fit, gram_error=floor.gram_error, row_error=row_error), n_passes
 
 
 def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
@@ -448,15 +460,16 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     dependent = fit.responses[fit.responses <= n_features] - 1
     coef, intercept = assemble(active, dependent, n_features, *in_user_units(fit))
     status = Status.OPTIMAL if len(active) == n_features else Status.MINIMUM_NORM
+    error = 0.0 if fit.reaches(tol) else fit.relative_error(UNCERTAIN)
     return Solution(
         coef=coef,
         intercept=intercept,
         rank=len(active),
         condition_number=fit.condition_number,
         solver=solver,
-        status=status if fit.error <= tol else Status.DIGITS_LOST,
+        status=status if error <= tol else Status.DIGITS_LOST,
         n_iter=n_passes,
-        error=fit.error,
+        error=error,
     )
 
 

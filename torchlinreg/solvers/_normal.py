@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import lapack
@@ -38,6 +39,17 @@ class Factor:
         coef = self._solve_centred(gradient[1:] - np.outer(self.offset, gradient[0]))
         intercept = gradient[0] / self.weight_sum - self.offset @ coef
         return np.concatenate([intercept[None], coef])
+
+    @cached_property
+    def gains(self) -> tuple[np.ndarray, np.ndarray]:
+        """How an error of the normal equations, and one of the predictions, reaches each coefficient.
+
+        With unit columns: the norms of the rows of ``(upper.T upper)^-1`` and of ``upper^-1``.
+        """
+        if len(self.upper) == 0:
+            return np.zeros(0), np.zeros(0)
+        inverse = np.tril(lapack.dtrtri(self.upper.T, lower=1)[0]).T
+        return np.sqrt(((inverse @ inverse.T) ** 2).sum(1)), np.sqrt((inverse**2).sum(1))
 
     def energy(self, change: np.ndarray) -> np.ndarray:
         """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.
