@@ -1,6 +1,8 @@
 """Laws of least squares: what a change of the data does to the model, and optimality itself."""
 
 import itertools
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -9,8 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 
+from benchmarks.problems import make_problem
 from torchlinreg import Status, TorchLinearRegressor
 from torchlinreg.solvers import SOLVERS
 
@@ -271,6 +275,62 @@ def test_a_perfect_fit_is_found_without_a_warning(solver, fit_intercept):
         np.testing.assert_allclose(reg.intercept_, intercept, atol=1e-14)
 
 
+FAMILIES = {
+    "normal": lambda rng, X: X,
+    "whole numbers": lambda rng, X: np.round(2 * X),
+    "indicators": lambda rng, X: (X > 0) * 1.0,
+    "units": lambda rng, X: X * 10.0 ** rng.integers(-6, 7, X.shape[1]),
+    "extreme units": lambda rng, X: X * 10.0 ** rng.integers(-12, 13, X.shape[1]),
+    "offset": lambda rng, X: X + 10.0 ** rng.integers(0, 10),
+    "powers": lambda rng, X: (10 + X[:, :1]) ** np.arange(1, X.shape[1] + 1),
+    "copies": lambda rng, X: X[:, rng.integers(0, X.shape[1], X.shape[1])],
+    "constants": lambda rng, X: np.where(np.arange(X.shape[1]) % 2, X, rng.choice([0, 0.1, 1e9])),
+    "collinear": lambda rng, X: X + 10.0 ** rng.uniform(0, 12) * X[:, :1],
+}
+# Of wide data in extreme units, the least norm asks for the squares of all units in one sum.
+MAY_WARN = {"powers", "collinear", "extreme units"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", ["tall", "wide", "any"])
+def test_random_problems_against_exact_solutions(shape, family):
+    """12 digits in all coefficients and intercepts, or a warning where columns are nearly dependent."""
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        n_features = int(rng.integers(1, 7))
+        lowest, highest = {"tall": (8, 20), "wide": (1, n_features), "any": (1, 9)}[shape]
+        n_samples = int(rng.integers(lowest, highest + 1))
+        X = FAMILIES[family](rng, rng.standard_normal((n_samples, n_features)))
+        signal = (X / np.abs(X).max(axis=0, initial=1e-300)) @ rng.uniform(1, 2, n_features)
+        y = 3 + signal + rng.standard_normal(n_samples)
+        weight = rng.integers(1, 9, n_samples) / 8.0 if seed % 3 == 0 else None
+        truth = make_problem("x-x", X, y, weight, fit_intercept=seed % 2 == 0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            reg = TorchLinearRegressor(fit_intercept=truth.fit_intercept)
+            reg.fit(X, y, sample_weight=weight)
+        digits = truth.digits(reg.coef_, reg.intercept_)
+        if family in MAY_WARN and caught:
+            assert [warning.category for warning in caught] == [ConvergenceWarning]
+        else:
+            assert not caught, (seed, str(caught[0].message), digits)
+            assert digits.least >= 12, (seed, digits)
+            assert reg.rank_ == truth.rank, seed
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e9])
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("solver", NAMES)
+def test_rank_where_y_is_constant(solver, seed, value):
+    """All coefficients are 0 then, so nothing but the rank tells that columns depend on each other."""
+    X = np.random.default_rng(seed).standard_normal((20, 3))[:, [0, 1, 2, 0]]
+    reg = TorchLinearRegressor(solver=solver).fit(X, np.full(20, value))
+    np.testing.assert_allclose(reg.coef_, 0, atol=1e-15 * max(value, 1))
+    assert reg.intercept_ == value
+    assert reg.rank_ == 3
+    assert reg.status_ is Status.MINIMUM_NORM
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("condition", [1, 1e4])
@@ -390,6 +450,38 @@ def test_what_is_told_about_a_fit(solver, shape):
     full = shape[0] > shape[1]
     assert reg.status_ is (Status.OPTIMAL if full else Status.MINIMUM_NORM)
     assert len(reg.status_.message) > 20
+
+
+def nearly_dependent():
+    data = Data(3, 60, 4)
+    data.X[:, 3] = data.X[:, 0] + 1e-5 * data.X[:, 3]
+    return data
+
+
+def test_a_larger_tol_saves_passes():
+    data = nearly_dependent()
+    strict, lax = data.fit(TorchLinearRegressor()), data.fit(TorchLinearRegressor(tol=1e-2))
+    assert lax.n_iter_ < strict.n_iter_
+    assert strict.status_ is lax.status_ is Status.OPTIMAL
+    np.testing.assert_allclose(lax.coef_, strict.coef_, rtol=1e-2)
+
+
+def test_max_iter_limits_the_passes_and_says_what_is_lost():
+    data = nearly_dependent()
+    with pytest.warns(ConvergenceWarning, match=r"Only about \d+ digits"):
+        reg = data.fit(TorchLinearRegressor(solver="cholesky", max_iter=0))
+    assert reg.n_iter_ == 1
+    assert reg.status_ is Status.DIGITS_LOST
+    assert data.fit(TorchLinearRegressor(solver="cholesky", max_iter=0, tol=0.1)).n_iter_ == 1
+
+
+def test_fits_in_threads_do_not_meet():
+    problems = [Data(seed, 2000, 20, weighted=seed % 2) for seed in range(8)]
+    expected = [data.fit(TorchLinearRegressor()).coef_ for data in problems]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda data: data.fit(TorchLinearRegressor()).coef_, problems)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit"])

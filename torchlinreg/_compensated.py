@@ -9,7 +9,6 @@ References: Dekker (1971), Numerische Mathematik 18, 224-242 (two_product); Knut
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -111,20 +110,23 @@ def matmul(
 
 
 def pivoted_cholesky(
-    matrix: tuple[np.ndarray, np.ndarray], tolerance: float
+    matrix: tuple[np.ndarray, np.ndarray], tolerance: float, priority: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Cholesky factor, in double-double arithmetic, of a positive semidefinite matrix with unit diagonal.
+    """Cholesky factor, in double-double arithmetic, of a positive semidefinite matrix with diagonal near 1.
 
+    Each time the pivot is, among those above `tolerance`, the one that times its `priority` is largest.
     Returns the upper factor rounded to float64, shape (rank, size) with columns in pivot order, the
-    pivot order, and the rank: the number of pivots (the largest left each time) above `tolerance`.
+    pivot order, and the rank: the number of pivots taken.
     """
     high, low = matrix[0].copy(), matrix[1].copy()
     size = len(high)
     order = np.arange(size)
     factor = np.zeros((size, size))
     for k in range(size):
-        pivot = k + int(np.argmax(np.diagonal(high)[k:]))
-        if high[pivot, pivot] <= tolerance:
+        left = np.diagonal(high)[k:]
+        weighted = np.where(left > tolerance, left * priority[order[k:]], -1.0)
+        pivot = k + int(np.argmax(weighted))
+        if weighted[pivot - k] < 0:
             return factor[:k], order, k
         for array in (high, low):
             array[[k, pivot]] = array[[pivot, k]]
@@ -170,12 +172,3 @@ def slice_scale(magnitude: Array) -> Array:
     exponent = torch.frexp(magnitude).exponent.clamp(max=1023)
     one = torch.ones_like(magnitude)
     return torch.where(magnitude > 0, torch.ldexp(one, exponent), one)
-
-
-def sum_levels(levels: Sequence[Array]) -> tuple[Array, Array]:
-    """Double-double sum of arrays given from the largest to the smallest magnitude."""
-    high, low = levels[0], levels[0] * 0
-    for level in levels[1:]:
-        high, error = two_sum(high, level)
-        low = low + error
-    return two_sum(high, low)

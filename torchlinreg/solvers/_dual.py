@@ -4,7 +4,9 @@ The coefficients of least norm are ``coef = X.T a``, where ``a`` sums to 0 (with
 
     (X X.T + alpha sum(w) diag(1 / w)) a + intercept = y
 
-The factor of that matrix is float64, or double-double where it is ill-conditioned; residuals are exact.
+Refinement has residuals to about 100 bits. Where that matrix is too ill-conditioned for a float64 factor, as
+with rows that depend on each other or columns of very different units, independent columns are fitted
+instead, and the least norm follows from how they explain the others.
 """
 
 from __future__ import annotations
@@ -13,11 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg import qr
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks, tensor_blocks
-from torchlinreg._exact_moments import LAST_LEVEL, N_SLICES, exact_product, exact_rows
+from torchlinreg._exact_moments import exact_rows
 from torchlinreg._moments import SAFE_RANGE, Frame
 from torchlinreg._problem import Problem
 from torchlinreg._residuals import DEPTHS, exact_residual, exact_transposed_product
@@ -25,9 +26,9 @@ from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers._exact import (
     EPS,
     MAX_REFINEMENTS,
-    RANK_TOLERANCE,
     SLOWEST_REFINEMENT,
     UNCERTAIN,
+    Fit,
     fit_exact_moments,
     in_user_units,
     refine_exactly,
@@ -58,12 +59,10 @@ class _System:
     ``sum(a) == 0`` makes harmless and which takes away the null direction of centred rows.
     """
 
-    upper: np.ndarray  # of the kernel with unit diagonal, rows and columns in `order`
+    upper: np.ndarray  # of the kernel with unit diagonal
     norm: np.ndarray
-    order: np.ndarray
     fit_intercept: bool
     condition_number: float
-    rate: float
 
     def solve(self, residual: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Changes of `a` and the intercept for a residual of the rows and of the constraint."""
@@ -75,10 +74,7 @@ class _System:
         return change - ones * intercept, intercept
 
     def _solve(self, right: np.ndarray) -> np.ndarray:
-        ordered = (right / self.norm[:, None])[self.order]
-        solution = np.empty_like(right)
-        solution[self.order] = solve_upper(self.upper, ordered)
-        return solution / self.norm[:, None]
+        return solve_upper(self.upper, right / self.norm[:, None]) / self.norm[:, None]
 
 
 def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -147,7 +143,7 @@ def _shifted_features(block: Block, frame: Frame) -> torch.Tensor:
 
 
 def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_intercept: bool) -> _System | None:
-    """The kernel's factor; None where the rows depend on each other."""
+    """The kernel's factor; None where its condition is too bad for float64, as with dependent rows."""
     kernel = np.zeros((blocks.n_samples,) * 2)
     starts = range(0, blocks.n_samples, blocks.rows_per_block)
     for start, block in zip(starts, blocks.dense(), strict=True):
@@ -164,42 +160,16 @@ def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_interc
     norm = np.sqrt(kernel.diagonal())
     if not (norm > 0).all():
         return None
-    size = len(norm)
-    order = np.arange(size)
     upper = cholesky(kernel / norm[:, None] / norm)
     if upper is not None:
         largest, smallest = extreme_singular_values(upper)
-        rate = 16 * size * EPS / smallest**2
-        if rate <= SLOWEST_REFINEMENT:
-            return _System(upper, norm, order, fit_intercept, largest / smallest, rate)
-    exact = _exact_kernel(blocks, frame)
-    exact = dd.add(exact, (np.diag(diagonal) + level, np.zeros_like(kernel)))
-    norm = dd.slice_scale(np.sqrt(exact[0].diagonal()))
-    unit = exact[0] / norm[:, None] / norm, exact[1] / norm[:, None] / norm
-    upper, order, rank = dd.pivoted_cholesky(unit, RANK_TOLERANCE**2)
-    if rank < size:
-        return None
-    largest, smallest = extreme_singular_values(upper)
-    return _System(upper, norm, order, fit_intercept, largest / smallest, 16 * size * EPS / smallest)
+        if 16 * len(norm) * EPS / smallest**2 <= SLOWEST_REFINEMENT:
+            return _System(upper, norm, fit_intercept, largest / smallest)
+    return None
 
 
 def _level(kernel: np.ndarray) -> float:
     return float(dd.slice_scale(np.array(np.trace(kernel) / len(kernel) ** 2)))
-
-
-def _exact_kernel(blocks: RowBlocks, frame: Frame) -> DoubleDouble:
-    """``X X.T`` of the shifted rows to about 100 bits; holds all rows at once, being for few hard ones."""
-    features = np.arange(1, 1 + blocks.n_features)
-    parts = [exact_rows(block._replace(weight=None), frame).columns(features) for block in blocks.dense()]
-    high = torch.cat([part.high * part.scale for part in parts]).T
-    low = torch.cat(
-        [torch.zeros_like(part.high) if part.low is None else part.low * part.scale for part in parts]
-    ).T
-    scale = dd.slice_scale(high.abs().amax(0))
-    slices = dd.slices(high / scale, low / scale, N_SLICES)
-    product = dd.sum_over_first_axis(exact_product(slices, slices, LAST_LEVEL))
-    factor = (scale[:, None] * scale).cpu().numpy()
-    return product[0].cpu().numpy() * factor, product[1].cpu().numpy() * factor
 
 
 def _refine(
@@ -220,7 +190,7 @@ def _refine(
     )
     coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
     intercept_scale = blocks.y.abs().amax(0).cpu().numpy()  # an intercept of its rounding size is 0
-    rate, error, previous = min(system.rate, 0.5), np.inf, np.inf
+    previous = error = np.inf
     n_passes = 0
     while n_passes < limit:
         residual = _residual(blocks, frame, diagonal, dual, constant, scaled)
@@ -233,18 +203,13 @@ def _refine(
         coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
         n_passes += 1
         zero = UNCERTAIN * np.abs(coef[0]).max(0, initial=0.0)
-        moved = max(
+        error = max(
             _relative_change(before[0], coef, zero),
             _relative_change(before[1], intercept, 4 * EPS * intercept_scale),
         )
-        if n_passes > 2:
-            if moved > 0.5 * previous:
-                break
-            rate = moved / previous
-        previous = moved
-        error = rate * moved
-        if error <= EPS / 4:
+        if error <= EPS or (n_passes > 2 and error > 0.5 * previous):
             break
+        previous = error
     return coef, intercept, error, n_passes
 
 
@@ -326,49 +291,79 @@ def _in_user_units(
 
 
 def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Solution:
-    """Rows that depend on each other: least squares on independent columns, then the least norm.
+    """Least squares on independent columns, then the least norm.
 
     Holds all rows at once, as float64: they are fewer than the features.
     """
     X = torch.cat([block.X.to(torch.float64) for block in blocks.dense() if block.X is not None])
     centred = torch.where((X[0] == X).all(0), 0.0, X - X.mean(0)) if problem.fit_intercept else X
-    unit = (centred / centred.square().sum(0).sqrt().clamp(min=1e-300)).cpu().numpy()
-    upper, order = qr(unit, mode="r", pivoting=True, check_finite=False)
-    pivots = np.abs(upper.diagonal())
-    rank = int((pivots > max(X.shape) * 2 * EPS * pivots[0]).sum()) if pivots[0] > 0 else 0
-    active, dependent = order[:rank], np.sort(order[rank:])
+    active = _independent_columns(centred.cpu().numpy())
+    # Exact arithmetic knows better which columns depend on others.
+    first = tensor_blocks(X[:, active], blocks.y, blocks.weight)
+    fit = _fit_columns(Problem(first, 0.0, problem.fit_intercept, problem.name), tol)
+    active = active[np.sort(fit.design[fit.design > 0]) - 1]
+    rank = len(active)
+    dependent = np.setdiff1d(np.arange(blocks.n_features), active)
     responses = torch.cat([blocks.y, X[:, dependent]], dim=1)
-    coefs, intercepts, conditions, errors = [], [], [1.0], [0.0]
+    coefs, intercepts, errors = [], [], []
     for start in range(0, responses.shape[1], RESPONSES_AT_ONCE):
         part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
-        tall = Problem(part, 0.0, problem.fit_intercept, problem.name)
-        fit = fit_exact_moments(tall.exact_moments(tall.moments.frame), rank, 0.0, problem.fit_intercept)
-        if not fit.reaches(tol):
-            fit, _ = refine_exactly(tall, fit, tol, MAX_REFINEMENTS)
+        fit = _fit_columns(Problem(part, 0.0, problem.fit_intercept, problem.name), tol)
         coef, intercept = in_user_units(fit)
         unsorted = np.argsort(fit.design[fit.design > 0])  # the fit has its own pivot order
         coefs.append((coef[0][unsorted], coef[1][unsorted]))
         intercepts.append(intercept)
-        conditions.append(fit.condition_number)
         errors.append(fit.relative_error(UNCERTAIN))
     coef_of_all, intercept_of_all = assemble(
-        active,
-        dependent,
-        blocks.n_features,
-        (np.concatenate([c[0] for c in coefs], 1), np.concatenate([c[1] for c in coefs], 1)),
-        (
-            np.concatenate([c[0] for c in intercepts], 1),
-            np.concatenate([c[1] for c in intercepts], 1),
-        ),
+        active, dependent, blocks.n_features, _side_by_side(coefs), _side_by_side(intercepts)
     )
     status = Status.OPTIMAL if rank == blocks.n_features else Status.MINIMUM_NORM
     return Solution(
         coef=coef_of_all,
         intercept=intercept_of_all,
         rank=rank,
-        condition_number=max(conditions),
+        condition_number=fit.condition_number,
         solver="dual",
         status=status if max(errors) <= tol else Status.DIGITS_LOST,
         n_iter=3,
         error=max(errors),
     )
+
+
+def _fit_columns(problem: Problem, tol: float) -> Fit:
+    """Fit of at least as many rows as features, refined."""
+    moments = problem.exact_moments(problem.moments.frame)
+    fit = fit_exact_moments(moments, problem.blocks.n_features, 0.0, problem.fit_intercept)
+    return fit if fit.reaches(tol) else refine_exactly(problem, fit, tol, MAX_REFINEMENTS)[0]
+
+
+def _side_by_side(parts: list[DoubleDouble]) -> DoubleDouble:
+    high, low = zip(*parts, strict=True)
+    return np.concatenate(high, axis=1), np.concatenate(low, axis=1)
+
+
+def _independent_columns(X: np.ndarray) -> np.ndarray:
+    """Columns that span all others, those of the largest units first; Gram-Schmidt with pivoting.
+
+    A column is dependent when what is left of it is rounding relative to itself.
+    """
+    norm = np.sqrt((X**2).sum(0))
+    rest = np.divide(X, norm, out=np.zeros_like(X), where=norm > 0)
+    tolerance = (2 * EPS * max(X.shape)) ** 2
+    basis = np.zeros((0, len(X)))
+    chosen: list[int] = []
+    while len(chosen) < min(X.shape):
+        left = (rest**2).sum(0)
+        candidates = np.where(left > tolerance, np.sqrt(left) * norm, -1.0)
+        pivot = int(np.argmax(candidates))
+        if candidates[pivot] < 0:
+            break
+        direction = rest[:, pivot]
+        for _ in range(2):
+            direction = direction - basis.T @ (basis @ direction)
+            direction = direction / np.sqrt((direction**2).sum())
+        basis = np.vstack([basis, direction])
+        rest = rest - np.outer(direction, direction @ rest)
+        rest[:, pivot] = 0
+        chosen.append(pivot)
+    return np.array(chosen, dtype=np.intp)

@@ -150,7 +150,7 @@ class Fit:
 def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """`solve_cholesky` where the measured condition allows, `solve_exact` elsewhere."""
     fit = fit_moments(problem)
-    if fit is None or (not fit.reaches(tol) and fit.rate > SLOWEST_REFINEMENT):
+    if fit is None or fit.rate > SLOWEST_REFINEMENT:
         return solve_exact(problem, tol, max_iter)
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
 
@@ -286,8 +286,15 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
     squares = scatter[0].diagonal()[independent]
     cancellation = float((raw_diagonal[independent] / squares).max(initial=1.0))
     tolerance = max(RANK_TOLERANCE**2, 16 * moments.unit_roundoff * cancellation)
+    # Where columns depend on each other, those of the largest units stay: the least norm, in the user's
+    # units, then has small multipliers.
+    _, frame_scale = _shift_and_scale(moments.frame)
+    units = np.log2(np.where(resolved, 1 / np.where(resolved, inverse_norm, 1.0), 1.0)) - np.log2(
+        frame_scale[1:]
+    )
+    priority = np.exp2(2 * (units - units.max())[features])
     upper, order, rank = dd.pivoted_cholesky(
-        (unit[0][features, features], unit[1][features, features]), tolerance
+        (unit[0][features, features], unit[1][features, features]), tolerance, priority
     )
     active, dependent = order[:rank], np.sort(order[rank:])
     explained = np.concatenate([np.arange(n_features, len(scatter[0])), dependent])

@@ -136,7 +136,11 @@ def least_norm(transfer: DoubleDouble, coef: DoubleDouble) -> tuple[DoubleDouble
     matrix = np.eye(len(coef[0])) + transfer[0] @ transfer[0].T
     norm = np.sqrt(matrix.diagonal())
     upper = cholesky(matrix / norm[:, None] / norm)
-    assert upper is not None  # a unit matrix plus a positive semidefinite one
+    if upper is None:
+        raise FloatingPointError(
+            "The coefficients of least norm span more units than float64 resolves. Bring the columns of X to "
+            "similar units, or use alpha > 0."
+        )
     transposed = transfer[0].T, transfer[1].T
     solution = np.zeros_like(coef[0]), np.zeros_like(coef[0])
     previous = np.inf
