@@ -134,16 +134,12 @@ def fit_numpy_lstsq(problem: Problem) -> Estimate:
 
 def fit_scipy_gelsd(problem: Problem) -> Estimate:
     """Solve with `scipy.linalg.lstsq` by gelsd, its default."""
-    return _solve_design(
-        problem, lambda design, y: scipy.linalg.lstsq(design, y, lapack_driver="gelsd")[0]
-    )
+    return _solve_design(problem, lambda design, y: scipy.linalg.lstsq(design, y, lapack_driver="gelsd")[0])
 
 
 def fit_scipy_gelsy(problem: Problem) -> Estimate:
     """Solve with `scipy.linalg.lstsq` by gelsy."""
-    return _solve_design(
-        problem, lambda design, y: scipy.linalg.lstsq(design, y, lapack_driver="gelsy")[0]
-    )
+    return _solve_design(problem, lambda design, y: scipy.linalg.lstsq(design, y, lapack_driver="gelsy")[0])
 
 
 def fit_torch_lstsq(problem: Problem) -> Estimate:
@@ -196,9 +192,7 @@ def _fit_behind_features(estimator: Any, problem: Problem) -> Estimate:
 
 def _fit_ridge(problem: Problem, solver: str) -> Estimate:
     weight_sum = len(problem.X) if problem.sample_weight is None else problem.sample_weight.sum()
-    ridge = Ridge(
-        alpha=problem.alpha * float(weight_sum), fit_intercept=problem.fit_intercept, solver=solver
-    )
+    ridge = Ridge(alpha=problem.alpha * float(weight_sum), fit_intercept=problem.fit_intercept, solver=solver)
     return _fit_estimator(ridge, problem)
 
 
@@ -418,9 +412,7 @@ def judge_pipelines() -> list[dict[str, Any]]:
                 "degree": degree,
                 "n_entries": design.size,
                 "n_entries_not_rounded_once": int(np.count_nonzero(design != problem.X)),
-                "digits": {
-                    method.label: _outcome_record(judge(method, actual)) for method in PIPELINED
-                },
+                "digits": {method.label: _outcome_record(judge(method, actual)) for method in PIPELINED},
             }
         )
     return records
@@ -474,8 +466,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if method not in methods:
             print(f"{method.label} is left out: {method.package} is not installed")
     outcomes = {
-        method.label: [(problem, judge(method, problem)) for problem in problems]
-        for method in methods
+        method.label: [(problem, judge(method, problem)) for problem in problems] for method in methods
     }
     pipelines = judge_pipelines()
     summary = {label: _summary_by_family(found) for label, found in outcomes.items()}
@@ -529,8 +520,7 @@ def _summary_by_family(found: list[tuple[Problem, Outcome | None]]) -> dict[str,
     return {
         "all": summarise(found),
         "families": {
-            family: summarise(pair for pair in found if pair[0].family == family)
-            for family in families
+            family: summarise(pair for pair in found if pair[0].family == family) for family in families
         },
     }
 
@@ -580,10 +570,7 @@ def _print_pipelines(pipelines: list[dict[str, Any]]) -> None:
     print("\nThe same behind PolynomialFeatures, against the exact solution for its matrix")
     _print_row("data set", ["inexact", *(method.label for method in PIPELINED)])
     for record in pipelines:
-        cells = [
-            f"{min(digits['coef'], digits['intercept']):.1f}"
-            for digits in record["digits"].values()
-        ]
+        cells = [f"{min(digits['coef'], digits['intercept']):.1f}" for digits in record["digits"].values()]
         _print_row(record["name"], [str(record["n_entries_not_rounded_once"]), *cells])
 
 

@@ -56,9 +56,7 @@ def describe() -> dict[str, object]:
         },
         "threads": {
             "torch": torch.get_num_threads(),
-            "variables": {
-                name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ
-            },
+            "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
         },
         "blas": {
             "numpy": np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"],

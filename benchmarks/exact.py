@@ -90,8 +90,7 @@ def exact_least_squares(
     else:
         solution = _least_norm(gram, cross, independent)
     coef = tuple(
-        tuple(value * Fraction(x_unit, y_unit) for value in column)
-        for column in zip(*solution, strict=True)
+        tuple(value * Fraction(x_unit, y_unit) for value in column) for column in zip(*solution, strict=True)
     )
     intercept = (Fraction(0),) * len(coef)
     if fit_intercept:
@@ -135,10 +134,7 @@ def _products(
 
 def _means(rows: IntegerMatrix, weight: list[int], unit: int) -> list[Fraction]:
     """Weighted mean of each column."""
-    return [
-        Fraction(sum(map(mul, weight, column)), unit * sum(weight))
-        for column in zip(*rows, strict=True)
-    ]
+    return [Fraction(sum(map(mul, weight, column)), unit * sum(weight)) for column in zip(*rows, strict=True)]
 
 
 def _scaled_plus_diagonal(matrix: IntegerMatrix, factor: int, diagonal: int) -> IntegerMatrix:
@@ -200,9 +196,7 @@ def _solve(matrix: IntegerMatrix, right: IntegerMatrix) -> list[list[Fraction]]:
     return [[Fraction(value, determinant) for value in row] for row in solution]
 
 
-def _least_norm(
-    gram: IntegerMatrix, cross: IntegerMatrix, independent: list[int]
-) -> list[list[Fraction]]:
+def _least_norm(gram: IntegerMatrix, cross: IntegerMatrix, independent: list[int]) -> list[list[Fraction]]:
     """The solution of gram @ solution = cross in the row space of gram, hence the shortest one."""
     basis = [gram[j] for j in independent]
     if not basis:
@@ -211,9 +205,7 @@ def _least_norm(
     combination = _solve(inner, [cross[j] for j in independent])
     return [
         [
-            sum(
-                (row[j] * z[target] for row, z in zip(basis, combination, strict=True)), Fraction(0)
-            )
+            sum((row[j] * z[target] for row, z in zip(basis, combination, strict=True)), Fraction(0))
             for target in range(len(cross[0]))
         ]
         for j in range(len(gram))

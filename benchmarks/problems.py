@@ -154,9 +154,7 @@ class Problem:
         return Digits(
             coef=min(
                 correct_digits(estimate, truth, scale=target_size / column_size)
-                for row, truths, target_size in zip(
-                    estimates.tolist(), self.coef, target_sizes, strict=True
-                )
+                for row, truths, target_size in zip(estimates.tolist(), self.coef, target_sizes, strict=True)
                 for estimate, truth, column_size in zip(row, truths, column_sizes, strict=True)
             ),
             intercept=min(
@@ -413,11 +411,7 @@ def _orthogonal_residual(rng: np.random.Generator, X: Array) -> Array:
     (coef,), (intercept,), _ = exact_least_squares(X, [[value] for value in noise])
     return np.array(
         [
-            float(
-                Fraction(value)
-                - intercept
-                - sum(b * Fraction(x) for b, x in zip(coef, row, strict=True))
-            )
+            float(Fraction(value) - intercept - sum(b * Fraction(x) for b, x in zip(coef, row, strict=True)))
             for value, row in zip(noise, X.tolist(), strict=True)
         ]
     )
@@ -447,12 +441,8 @@ def _offsets(rng: np.random.Generator) -> Iterator[Problem]:
         noise = rng.standard_normal(50)
         yield make_problem(f"offset-1e{exponent}-columns", X, signal + noise)
         # The two means are about equal, and the intercept is the little that remains of them.
-        yield make_problem(
-            f"offset-1e{exponent}-both", X, X @ np.array([1.0, -2.0, 0.5, 3.0]) + noise
-        )
-        yield make_problem(
-            f"offset-1e{exponent}-no_intercept", X, signal + noise, fit_intercept=False
-        )
+        yield make_problem(f"offset-1e{exponent}-both", X, X @ np.array([1.0, -2.0, 0.5, 3.0]) + noise)
+        yield make_problem(f"offset-1e{exponent}-no_intercept", X, signal + noise, fit_intercept=False)
     X = rng.standard_normal((50, 4))
     yield make_problem("offset-1e9-target", X, 1e9 + X.sum(axis=1) + rng.standard_normal(50))
     X = rng.standard_normal((50, 4)) + np.array([0.0, 1e3, -1e6, 1e9])
@@ -573,9 +563,7 @@ def _targets(rng: np.random.Generator) -> Iterator[Problem]:
     integers = rng.integers(-9, 10, (40, 4)).astype(np.float64)
     exact = integers @ np.array([1.0, -2.0, 3.0, 4.0])
     constant = np.full(40, 7.0)
-    yield make_problem(
-        "targets-constant_and_exact", integers, np.column_stack([Y[:, 0], constant, exact])
-    )
+    yield make_problem("targets-constant_and_exact", integers, np.column_stack([Y[:, 0], constant, exact]))
 
 
 def _ridge(rng: np.random.Generator) -> Iterator[Problem]:
@@ -592,9 +580,7 @@ def _ridge(rng: np.random.Generator) -> Iterator[Problem]:
     yield make_problem("ridge-targets", X, Y, alpha=0.1)
     for exponent in (8, 12):
         ill = _graded(rng, 40, 6, 10.0**exponent)
-        yield make_problem(
-            f"ridge-condition_1e{exponent}", ill, y, alpha=10.0 ** (4 - 2 * exponent)
-        )
+        yield make_problem(f"ridge-condition_1e{exponent}", ill, y, alpha=10.0 ** (4 - 2 * exponent))
     yield make_problem("ridge-duplicates", X[:, [0, 1, 0, 2, 1]], y, alpha=1e-3)
     wide = rng.standard_normal((8, 15))
     yield make_problem("ridge-wide", wide, rng.standard_normal(8), alpha=1e-3)
@@ -639,9 +625,7 @@ def _deficient(rng: np.random.Generator) -> Iterator[Problem]:
     yield make_problem("deficient-multiples", X[:, [0, 1, 0]] * np.array([1.0, 1.0, 1024.0]), y)
     yield make_problem("deficient-combinations", combined, y)
     yield make_problem("deficient-combinations-weighted", combined, y, rng.uniform(0.1, 10.0, 40))
-    yield make_problem(
-        "deficient-combinations-targets", combined, np.column_stack([y, X[:, 0], -y])
-    )
+    yield make_problem("deficient-combinations-targets", combined, np.column_stack([y, X[:, 0], -y]))
     yield make_problem("deficient-constant", np.column_stack([X, np.full(40, 0.1)]), y)
     yield make_problem(
         "deficient-constant-no_intercept",

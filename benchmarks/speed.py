@@ -275,14 +275,10 @@ def hold_contest(
         samples: list[list[float]] = [[] for _ in contestants]
         for index in range(rounds):
             gc.collect()
-            for contestant, (loops, n_samples), own in zip(
-                contestants, plans, samples, strict=True
-            ):
+            for contestant, (loops, n_samples), own in zip(contestants, plans, samples, strict=True):
                 if index < n_samples:
-                    own.append(_sample(contestant.run, loops, wait))
-    ours = next(
-        (own for who, own in zip(contestants, samples, strict=True) if who.role == "ours"), []
-    )
+                    own.append(_sample(contestant.run, loops, wait, warm=n_samples > 1))
+    ours = next((own for who, own in zip(contestants, samples, strict=True) if who.role == "ours"), [])
     return [
         replace(
             timing,
@@ -534,9 +530,7 @@ def _bind(fit: Callable[[Data], Solution], data: Data) -> Callable[[], Solution]
     return lambda: fit(data)
 
 
-def _check(
-    contestant: Contestant, tolerance: float, wait: Callable[[], None] | None
-) -> tuple[Timing, float]:
+def _check(contestant: Contestant, tolerance: float, wait: Callable[[], None] | None) -> tuple[Timing, float]:
     """Run a contestant until its time is known; its answer, judged, and seconds for one run."""
     judged = Timing(contestant.name, contestant.role, "timed")
     if contestant.reason is not None:
@@ -573,11 +567,13 @@ def _plan(seconds: float, rounds: int, budget_s: float) -> tuple[int, int]:
     return loops, min(rounds, max(2, affordable))
 
 
-def _sample(run: Callable[[], Any], loops: int, wait: Callable[[], None] | None) -> float:
-    """Seconds per call."""
+def _sample(
+    run: Callable[[], Any], loops: int, wait: Callable[[], None] | None, *, warm: bool = True
+) -> float:
+    """Seconds per call, after a call that wakes the contestant's own threads if `warm`."""
     time.sleep(SETTLE_S)
-    if loops > 1:
-        run()  # wakes the threads
+    if warm:
+        run()
     gc.disable()
     try:
         start = time.perf_counter()
@@ -629,10 +625,7 @@ def _print_summary(report: dict[str, Any]) -> None:
         for target in memory["targets"]:
             verdict = "PASS" if target["passed"] else "FAIL"
             value = "not measured" if target["value"] is None else f"{target['value']:.4f}"
-            print(
-                f"  {'memory':9} {memory['shape']:>12}  {target['target']:33} "
-                f"{'':17} {value:24} {verdict}"
-            )
+            print(f"  {'memory':9} {memory['shape']:>12}  {target['target']:33} {'':17} {value:24} {verdict}")
 
 
 if __name__ == "__main__":

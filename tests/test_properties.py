@@ -333,10 +333,10 @@ def test_rank_where_y_is_constant(solver, seed, value):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("condition", [1, 1e4])
+@pytest.mark.parametrize("condition", [1, 10, 1e4])
 @pytest.mark.parametrize("n_features", [16, 63, 64, 65, 300, 400, 450])
 def test_many_columns(n_features, condition, weighted, dtype):
-    """Around the widths where the pass over the rows changes its way."""
+    """Around the widths where a pass over the rows changes its way; with each kind of refinement."""
     rng = np.random.default_rng(n_features)
     X = rng.standard_normal((n_features + 1100, n_features))
     X[:, 1] = X[:, 0] + X[:, 1] / condition
@@ -375,6 +375,21 @@ def test_a_single_row_of_positive_weight(solver, weighted):
     assert reg.intercept_ == y[2]
 
 
+@pytest.mark.parametrize("solver", NAMES)
+@pytest.mark.parametrize("as_X", [np.asarray, sparse.csr_array])
+def test_a_long_lead_of_rows_without_weight(solver, as_X):
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((1200, 4)) * (rng.random((1200, 4)) < 0.09)
+    y = 1 + X.sum(axis=1) + rng.standard_normal(1200)
+    weight = (np.arange(1200) >= 1000) * 1.0
+    X[:1000] = 1e100
+    X[:999, 1:] = 0
+    expected = TorchLinearRegressor().fit(X[1000:], y[1000:])
+    reg = TorchLinearRegressor(solver=solver).fit(as_X(X), y, sample_weight=weight)
+    np.testing.assert_allclose(reg.coef_, expected.coef_, rtol=1e-10)
+    np.testing.assert_allclose(reg.intercept_, expected.intercept_, rtol=1e-10)
+
+
 @pytest.mark.parametrize("n_rows", [3, 300, 5000])
 @pytest.mark.parametrize("solver", ["auto", "exact"])
 @pytest.mark.parametrize("first", [0.0, 1.0, 1e-150, 1e150])
@@ -407,7 +422,7 @@ def test_extreme_magnitudes(magnitude, solver, shape):
         np.testing.assert_allclose(reg.intercept_ / of_y, expected.intercept_, rtol=1e-10)
 
 
-@pytest.mark.parametrize("factor", [1e-200, 1e-30, 1e30, 1e200])
+@pytest.mark.parametrize("factor", [1e-310, 1e-200, 1e-30, 1e30, 1e200, 1e307])
 @pytest.mark.parametrize("solver", NAMES)
 @pytest.mark.parametrize("shape", [(30, 3), (4, 9)])
 @pytest.mark.parametrize("alpha", [0.0, 0.1])

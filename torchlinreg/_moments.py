@@ -111,7 +111,10 @@ def reads_in_place(frame: Frame, blocks: RowBlocks) -> bool:
 
 
 class BorderedRows(NamedTuple):
-    """The columns ``[1, x, y]`` of a block in a frame that leaves x as it is: x itself, and ``[1, y]``."""
+    """The columns ``[1, x, y]`` of a block in a frame that leaves x as it is: x itself, and ``[1, y]``.
+
+    Products of x are NumPy's: torch's threads would compete with those of the Gram matrix before.
+    """
 
     X: torch.Tensor  # shape: (n_rows, n_features)
     border: torch.Tensor  # shape: (n_rows, 1 + n_targets)
@@ -133,12 +136,14 @@ class BorderedRows(NamedTuple):
         """``rows @ matrix``."""
         n_features = self.X.shape[1]
         border = torch.cat([matrix[:1], matrix[1 + n_features :]])
-        return torch.addmm(self.border @ border, self.X, matrix[1 : 1 + n_features])
+        product = self.X.numpy() @ matrix[1 : 1 + n_features].numpy()
+        return torch.from_numpy(product) + self.border @ border
 
     def transposed_times(self, values: torch.Tensor) -> torch.Tensor:
         """``rows.T @ values``."""
         border = self.border.T @ values
-        return torch.cat([border[:1], self.X.T @ values, border[1:]])
+        product = torch.from_numpy(self.X.numpy().T @ values.numpy())
+        return torch.cat([border[:1], product, border[1:]])
 
 
 class DenseRows(NamedTuple):

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 from scipy.linalg import lapack
 
 from torchlinreg import _compensated as dd
+from torchlinreg._moments import SYMMETRIC_PRODUCT_COLUMNS
 
 DoubleDouble = tuple[np.ndarray, np.ndarray]
 
-# Up to this size all singular values cost less than 1 ms; beyond it the extremes are iterated.
-SMALL = 64
+# Matrices of these sizes go to torch, whose threads have just formed the Gram matrix: after a product, the
+# idle threads of another library (NumPy's, SciPy's) keep a core busy for a while, which cost 50 ms at
+# 2e5 x 100. Smaller ones need no threads; larger Gram matrices come from NumPy.
+TORCH_SIZES = range(33, SYMMETRIC_PRODUCT_COLUMNS)
 POWER_STEPS = 7
 MAX_REFINEMENTS = 30
 
@@ -48,7 +52,8 @@ class Factor:
         """
         if len(self.upper) == 0:
             return np.zeros(0), np.zeros(0)
-        inverse = np.tril(lapack.dtrtri(self.upper.T, lower=1)[0]).T
+        one = torch.eye(len(self.upper), dtype=torch.float64)
+        inverse = torch.linalg.solve_triangular(torch.from_numpy(self.upper), one, upper=True).numpy()
         return np.sqrt(((inverse @ inverse.T) ** 2).sum(1)), np.sqrt((inverse**2).sum(1))
 
     def energy(self, change: np.ndarray) -> np.ndarray:
@@ -68,7 +73,11 @@ def cholesky(matrix: np.ndarray) -> np.ndarray | None:
     if len(matrix) == 0:
         return matrix
     # LAPACK wants columns in sequence: the transposed factor of the transposed matrix saves two copies.
-    lower, info = lapack.dpotrf(matrix.T, lower=1, clean=1)
+    if len(matrix) in TORCH_SIZES:
+        factor, status = torch.linalg.cholesky_ex(torch.from_numpy(matrix).mT)
+        lower, info = factor.numpy(), int(status)
+    else:
+        lower, info = lapack.dpotrf(matrix.T, lower=1, clean=1)
     return lower.T if info == 0 else None
 
 
@@ -76,6 +85,8 @@ def solve_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Solve ``upper.T @ upper @ x = right``."""
     if right.size == 0:
         return np.zeros_like(right)
+    if len(upper) in TORCH_SIZES:
+        return torch.cholesky_solve(torch.from_numpy(right), torch.from_numpy(upper), upper=True).numpy()
     return lapack.dpotrs(upper.T, right, lower=1)[0]
 
 
@@ -84,10 +95,11 @@ def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
     size = len(upper)
     if size <= 1:
         return 1.0, 1.0  # its columns have unit norm
-    if size <= SMALL:
+    if size < TORCH_SIZES.start:
         values = np.linalg.svd(upper, compute_uv=False)
         return float(values[0]), float(values[-1])
-    start = np.random.default_rng(0).standard_normal((size, 2))  # touches no random state of the user
+    # Touches no random state of the user.
+    start = np.random.default_rng(0).standard_normal((size, 2))
     largest = _largest_eigenvalue(lambda v: upper.T @ (upper @ v), start)
     smallest = 1 / _largest_eigenvalue(lambda v: solve_upper(upper, v), start)
     return float(np.sqrt(largest)), float(np.sqrt(smallest))
@@ -96,9 +108,10 @@ def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
 def _largest_eigenvalue(apply: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray) -> float:
     """Largest eigenvalue of a symmetric positive operator by some steps of subspace iteration."""
     for _ in range(POWER_STEPS):
-        image = apply(np.linalg.qr(vectors)[0])
-        vectors = image
-    return float(np.linalg.norm(image, 2))
+        first, second = (vectors / np.linalg.norm(vectors, axis=0)).T
+        second = second - first * (first @ second)
+        vectors = apply(np.stack([first, second / np.linalg.norm(second)], axis=1))
+    return float(np.linalg.norm(vectors, axis=0).max())
 
 
 def assemble(
