@@ -119,6 +119,18 @@ def test_first_rows_fewer_than_features():
     assert_same_model(fit_parts(TorchLinearRegressor(), X, y, cuts=(3, 7)), expected)
 
 
+@pytest.mark.parametrize("weight", [1e-3, 1e-6, 1e-9, 1e-12, 1e-15])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_few_rows_of_very_different_weights(weight, fit_intercept):
+    """Weights do not matter to a model that meets all rows."""
+    rng = np.random.default_rng(3)
+    X, y = rng.integers(-5, 6, (3, 7)).astype(float), rng.standard_normal(3)
+    reg = TorchLinearRegressor(fit_intercept=fit_intercept)
+    found = fit_parts_quietly(clone(reg), X, y, np.array([weight, 1.0, 2.0]), cuts=(2,))
+    np.testing.assert_allclose(found.coef_, reg.fit(X, y).coef_, rtol=1e-6)
+    assert found.rank_ == reg.rank_
+
+
 def test_wide_to_the_end():
     rng = np.random.default_rng(3)
     X, y = rng.standard_normal((6, 15)), rng.standard_normal(6)

@@ -291,31 +291,56 @@ FAMILIES = {
 MAY_WARN = {"powers", "collinear", "extreme units"}
 
 
+def random_problem(seed, family, shape, *, ridge=False):
+    """A small problem and its exact solution; every third is weighted, every other has no intercept."""
+    rng = np.random.default_rng(seed)
+    n_features = int(rng.integers(1, 7))
+    lowest, highest = {"tall": (8, 20), "wide": (1, n_features), "any": (1, 9)}[shape]
+    n_samples = int(rng.integers(lowest, highest + 1))
+    X = FAMILIES[family](rng, rng.standard_normal((n_samples, n_features)))
+    signal = (X / np.abs(X).max(axis=0, initial=1e-300)) @ rng.uniform(1, 2, n_features)
+    y = 3 + signal + rng.standard_normal(n_samples)
+    weight = rng.integers(1, 9, n_samples) / 8.0 if seed % 3 == 0 else None
+    alpha = 10.0 ** rng.uniform(-12, 3) if ridge else 0.0
+    return make_problem("x-x", X, y, weight, fit_intercept=seed % 2 == 0, alpha=alpha)
+
+
+def fit_and_digits(truth, solver="auto"):
+    """The model of a problem, its correct digits, and the warnings that came."""
+    reg = TorchLinearRegressor(solver=solver, alpha=truth.alpha, fit_intercept=truth.fit_intercept)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        reg.fit(truth.X, truth.y, sample_weight=truth.sample_weight)
+    return reg, truth.digits(reg.coef_, reg.intercept_).least, caught
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", ["tall", "wide", "any"])
-def test_random_problems_against_exact_solutions(shape, family):
+@pytest.mark.parametrize("ridge", [False, True])
+def test_random_problems_against_exact_solutions(ridge, shape, family):
     """12 digits in all coefficients and intercepts, or a warning where columns are nearly dependent."""
     for seed in range(25):
-        rng = np.random.default_rng(seed)
-        n_features = int(rng.integers(1, 7))
-        lowest, highest = {"tall": (8, 20), "wide": (1, n_features), "any": (1, 9)}[shape]
-        n_samples = int(rng.integers(lowest, highest + 1))
-        X = FAMILIES[family](rng, rng.standard_normal((n_samples, n_features)))
-        signal = (X / np.abs(X).max(axis=0, initial=1e-300)) @ rng.uniform(1, 2, n_features)
-        y = 3 + signal + rng.standard_normal(n_samples)
-        weight = rng.integers(1, 9, n_samples) / 8.0 if seed % 3 == 0 else None
-        truth = make_problem("x-x", X, y, weight, fit_intercept=seed % 2 == 0)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            reg = TorchLinearRegressor(fit_intercept=truth.fit_intercept)
-            reg.fit(X, y, sample_weight=weight)
-        digits = truth.digits(reg.coef_, reg.intercept_)
+        truth = random_problem(seed, family, shape, ridge=ridge)
+        reg, digits, caught = fit_and_digits(truth)
         if family in MAY_WARN and caught:
             assert [warning.category for warning in caught] == [ConvergenceWarning]
         else:
             assert not caught, (seed, str(caught[0].message), digits)
-            assert digits.least >= 12, (seed, digits)
-            assert reg.rank_ == truth.rank, seed
+            assert digits >= 12, (seed, digits)
+            assert ridge or reg.rank_ == truth.rank, seed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("ridge", [False, True])
+def test_every_solver_is_right_or_warns(ridge, solver, family):
+    """Also on data that it was not made for."""
+    for seed in range(20):
+        reg, digits, caught = fit_and_digits(random_problem(seed, family, "any", ridge=ridge), solver)
+        if not caught:
+            assert digits >= 12, (seed, digits, reg.solver_)
+        else:
+            assert [warning.category for warning in caught] == [ConvergenceWarning], seed
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e9])

@@ -122,14 +122,15 @@ class RowBlocks:
         merge: Callable[[Statistic, Statistic], Statistic],
         *,
         dense: bool = False,
-        large: bool = False,
+        rows_in_place: int | None = None,
     ) -> Statistic:
         """Merge the statistic `of` each block; one pass over the rows.
 
-        `dense` asks for dense blocks, and `large` for larger ones where rows are read where they are.
+        `dense` asks for dense blocks, and `rows_in_place` for blocks of so many rows where they are read
+        where they are.
         """
-        if large and self.in_place:
-            blocks = self.large(max(1, WIDE_BLOCK_BYTES // (8 * self.n_features)))
+        if rows_in_place is not None and self.in_place:
+            blocks = self.large(max(1, rows_in_place))
         else:
             blocks = iter(self.dense() if dense else self)
         result = of(next(blocks))

@@ -111,10 +111,7 @@ def reads_in_place(frame: Frame, blocks: RowBlocks) -> bool:
 
 
 class BorderedRows(NamedTuple):
-    """The columns ``[1, x, y]`` of a block in a frame that leaves x as it is: x itself, and ``[1, y]``.
-
-    Products of x are NumPy's: torch's threads would compete with those of the Gram matrix before.
-    """
+    """The columns ``[1, x, y]`` of a block in a frame that leaves x as it is: x itself, and ``[1, y]``."""
 
     X: torch.Tensor  # shape: (n_rows, n_features)
     border: torch.Tensor  # shape: (n_rows, 1 + n_targets)
@@ -132,37 +129,6 @@ class BorderedRows(NamedTuple):
         gram[order[:, None], order] = self.border.T @ self.border
         return gram
 
-    def times(self, matrix: torch.Tensor) -> torch.Tensor:
-        """``rows @ matrix``."""
-        n_features = self.X.shape[1]
-        border = torch.cat([matrix[:1], matrix[1 + n_features :]])
-        product = self.X.numpy() @ matrix[1 : 1 + n_features].numpy()
-        return torch.from_numpy(product) + self.border @ border
-
-    def transposed_times(self, values: torch.Tensor) -> torch.Tensor:
-        """``rows.T @ values``."""
-        border = self.border.T @ values
-        product = torch.from_numpy(self.X.numpy().T @ values.numpy())
-        return torch.cat([border[:1], product, border[1:]])
-
-
-class DenseRows(NamedTuple):
-    """The columns ``[1, x, y]`` of a block in a frame, side by side."""
-
-    columns: torch.Tensor  # shape: (n_rows, 1 + n_features + n_targets)
-
-    def gram(self) -> torch.Tensor:
-        """``rows.T @ rows``, of which the upper triangle counts."""
-        return upper_gram(self.columns)
-
-    def times(self, matrix: torch.Tensor) -> torch.Tensor:
-        """``rows @ matrix``."""
-        return self.columns @ matrix
-
-    def transposed_times(self, values: torch.Tensor) -> torch.Tensor:
-        """``rows.T @ values``."""
-        return self.columns.T @ values
-
 
 class ShiftedRows:
     """Callable that gives a block's columns ``[1, x, y]`` in a frame, each row times sqrt(weight).
@@ -176,7 +142,7 @@ class ShiftedRows:
         self.in_place = in_place
         self._buffer: torch.Tensor | None = None
 
-    def __call__(self, block: Block) -> DenseRows | BorderedRows:
+    def __call__(self, block: Block) -> torch.Tensor | BorderedRows:
         assert block.X is not None
         n_rows, n_features = block.X.shape
         shift, scale = self.frame
@@ -195,7 +161,7 @@ class ShiftedRows:
             root = block.weight.sqrt()
             rows *= root[:, None]
             rows[:, 0] = root
-        return DenseRows(rows)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -236,7 +202,9 @@ class MomentsOf:
 
     def __call__(self, block: Block) -> Moments:
         if block.csr is None:
-            return Moments(self.frame, self._rows(block).gram(), len(block.y))
+            rows = self._rows(block)
+            raw = rows.gram() if isinstance(rows, BorderedRows) else upper_gram(rows)
+            return Moments(self.frame, raw, len(block.y))
         with np.errstate(invalid="ignore"):  # infinity times a zero weight; found out by the NaN it leaves
             raw = self._of_csr(block)
         return Moments(self.frame, raw, len(block.y))

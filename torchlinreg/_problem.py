@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from torchlinreg._blocks import RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
@@ -26,6 +27,11 @@ from torchlinreg._moments import (
     reads_in_place,
 )
 from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf
+
+# Blocks of rows that are read where they are: a gradient reads them twice and wants them in the cache in
+# between (2e5 x 100: 24 ms, against 39 ms without); a symmetric product wants them large.
+GRADIENT_BLOCK_BYTES = 2 * 2**20
+GRAM_BLOCK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,13 @@ class Problem:
     def _moments_in(self, frame: Frame) -> Moments:
         blocks = self.blocks
         in_place = reads_in_place(frame, blocks)
-        of = MomentsOf(frame, in_place)
-        return blocks.map_reduce(of, Moments.merge, dense=not blocks.is_sparse, large=in_place)
+        rows_in_place = GRAM_BLOCK_BYTES // (8 * blocks.n_features) if in_place else None
+        return blocks.map_reduce(
+            MomentsOf(frame, in_place),
+            Moments.merge,
+            dense=not blocks.is_sparse,
+            rows_in_place=rows_in_place,
+        )
 
     def exact_moments(self, frame: Frame) -> ExactMoments:
         """Moments of all rows to about 100 bits; one pass."""
@@ -75,9 +86,9 @@ class Problem:
         self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray
     ) -> np.ndarray:
         """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
-        in_place = reads_in_place(frame, self.blocks)
-        of = GradientOf(frame, design, responses, coef, in_place)
-        return self.blocks.map_reduce(of, Gradient.merge, dense=True, large=in_place).total()[0]
+        of = GradientOf(frame, design, responses, coef)
+        rows_in_place = GRADIENT_BLOCK_BYTES // (8 * self.blocks.n_features)
+        return of.finish(self.blocks.map_reduce(of, torch.add, dense=True, rows_in_place=rows_in_place))
 
     def exact_gradient(
         self,

@@ -15,7 +15,7 @@ import torch
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block
 from torchlinreg._exact_moments import ExactRows, exact_product, exact_rows
-from torchlinreg._moments import Frame, ShiftedRows
+from torchlinreg._moments import SYMMETRIC_PRODUCT_COLUMNS, Frame
 
 
 class Depth(NamedTuple):
@@ -64,7 +64,10 @@ class Gradient(NamedTuple):
 
 
 class GradientOf:
-    """Gradient of a block in float64: two products of the rows with a vector.
+    """Sums of the weighted residuals, and of their products with X, in float64, over a block.
+
+    X is read where it is, without the frame's shift and scale, which `finish` brings in: a call is two
+    products of X with a vector and little else. Shape: (1 + n_features, n_responses).
 
     Parameters
     ----------
@@ -72,30 +75,42 @@ class GradientOf:
     design, responses : ndarray of int
         Which of the frame's columns ``[1, x, y]`` explain, and which are explained.
     coef : ndarray of shape (n_design, n_responses)
-    in_place : bool
-        See `_moments.reads_in_place`.
     """
 
-    def __init__(
-        self,
-        frame: Frame,
-        design: np.ndarray,
-        responses: np.ndarray,
-        coef: np.ndarray,
-        in_place: bool = False,
-    ) -> None:
-        self._rows = ShiftedRows(frame, in_place)
+    def __init__(self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray) -> None:
         device = frame.shift.device
+        self._shift = frame.shift
+        self._scale = torch.ones_like(frame.shift) if frame.scale is None else frame.scale
         self._design = torch.from_numpy(design).to(device)
         contrast = np.zeros((len(frame.shift), len(responses)))
         contrast[responses, np.arange(len(responses))] = 1
         contrast[design] = -coef
-        self._contrast = torch.from_numpy(contrast).to(device)
+        self._contrast = torch.from_numpy(contrast).to(device) * self._scale[:, None]
+        self._constant = self._contrast[0] - self._shift[1:] @ self._contrast[1:]
 
-    def __call__(self, block: Block) -> Gradient:
-        rows = self._rows(block)
-        gradient = rows.transposed_times(rows.times(self._contrast))[None, self._design]
-        return Gradient(gradient, torch.zeros_like(gradient))
+    def __call__(self, block: Block) -> torch.Tensor:
+        assert block.X is not None
+        X = block.X.to(torch.float64)
+        n_features = X.shape[1]
+        residual = product(X, self._contrast[1 : 1 + n_features])
+        residual += torch.addmm(self._constant, block.y, self._contrast[1 + n_features :])
+        if block.weight is not None:
+            residual *= block.weight[:, None]
+        return torch.cat([residual.sum(0, keepdim=True), product(X.mT, residual)])
+
+    def finish(self, sums: torch.Tensor) -> np.ndarray:
+        """The gradient with respect to the design's coefficients in the frame."""
+        features = slice(1, len(sums))
+        sums[1:] -= self._shift[features, None] * sums[:1]
+        sums *= self._scale[: len(sums), None]
+        return sums[self._design].cpu().numpy()
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """``left @ right`` for few columns on the right, by the library that forms Gram matrices so wide."""
+    if left.is_cuda or max(left.stride()) < SYMMETRIC_PRODUCT_COLUMNS:
+        return left @ right
+    return torch.from_numpy(left.numpy() @ right.numpy())
 
 
 class ExactGradientOf:

@@ -6,7 +6,7 @@ The coefficients of least norm are ``coef = X.T a``, where ``a`` sums to 0 (with
 
 Refinement has residuals to about 100 bits. Where that matrix is too ill-conditioned for a float64 factor, as
 with rows that depend on each other or columns of very different units, independent columns are fitted
-instead, and the least norm follows from how they explain the others.
+instead, and the least norm follows from how they explain the others; a ridge then takes the p x p route.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torchlinreg.solvers._exact import (
     fit_exact_moments,
     in_user_units,
     refine_exactly,
+    solve_exact,
 )
 from torchlinreg.solvers._normal import (
     DoubleDouble,
@@ -87,6 +88,8 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
         scale = 1.0 if frame.scale is None else float(frame.scale[1])
         diagonal = problem.alpha * weight.sum() / weight * scale**2
     system = _factorise(blocks, frame, diagonal, problem.fit_intercept)
+    if system is None and problem.alpha > 0:
+        return solve_exact(problem, tol, max_iter)
     if system is None:
         return _solve_by_columns(problem, blocks, tol)
     limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter

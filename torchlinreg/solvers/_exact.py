@@ -96,7 +96,10 @@ class Fit:
 
     def reaches(self, tol: float) -> bool:
         """Whether the estimated relative error is at most `tol`."""
-        return self._error_in_norm <= tol or self.relative_error(self._least) <= tol
+        if self._error_in_norm <= tol:
+            return True
+        at_best = self._largest_error(1.0, self._least)
+        return at_best <= tol and self.relative_error(self._least) <= tol
 
     @property
     def _least(self) -> float:
@@ -110,23 +113,20 @@ class Fit:
         predictions, both in norm; `coef_roundoff` is that of the coefficients as they are held.
         Coefficients below `least` of the response pass for zeros.
         """
-        gram_gain, row_gain = self.factor.gains
-        return self._largest_error(gram_gain[:, None], row_gain[:, None], least)
+        return self._largest_error(self.factor.gains[:, None], least)
 
     @cached_property
     def _error_in_norm(self) -> float:
         """A bound on `relative_error` from the smallest singular value, which needs no inverse."""
-        return self._largest_error(1 / self.smallest**2, 1 / self.smallest, self._least)
+        return self._largest_error(1 / self.smallest, self._least)
 
-    def _largest_error(
-        self, gram_gain: np.ndarray | float, row_gain: np.ndarray | float, least: float
-    ) -> float:
+    def _largest_error(self, gain: np.ndarray | float, least: float) -> float:
         measure = np.abs(self.coef[0][self.n_intercepts :]) * self.factor.norm[:, None]
         largest = measure.max(0, initial=0.0)
         explained = self.responses <= self.n_features
         if explained.any():  # of columns explained by others, no single coefficient matters by itself
             measure = np.maximum(measure, np.where(explained, largest, 0.0))
-        absolute = self.gram_error * gram_gain + self.row_error * row_gain
+        absolute = (self.gram_error / self.smallest + self.row_error) * gain
         counted = measure > least * np.maximum(largest, self.response_norm)
         ratio = np.divide(absolute, measure, out=np.zeros_like(measure), where=counted)
         worst = float(ratio.max(initial=0.0))
@@ -375,7 +375,7 @@ def _assessed(fit: Fit) -> Fit:
 def _after_float64(fit: Fit) -> Fit:
     """The fit with the errors that one refinement in float64 would leave."""
     left = GRADIENT_ROUNDOFF * fit.residual_norm + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
-    rows = 4 * EPS * np.sqrt(fit.cancellation / fit.n_samples) * fit.total_norm
+    rows = 4 * EPS * _offset_in_norm(fit) / np.sqrt(fit.n_samples) * fit.total_norm
     return replace(fit, gram_error=left, row_error=rows, coef_roundoff=EPS**2)
 
 
@@ -399,6 +399,16 @@ def _norms_of_solved_mean(fit: Fit) -> tuple[float, float]:
     mean = (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
     solved = solve_upper(fit.factor.upper, mean[:, None])
     return float(np.linalg.norm(solved)), float(np.linalg.norm(fit.factor.upper @ solved))
+
+
+def _offset_in_norm(fit: Fit) -> float:
+    """How much longer the longest column is as seen from 0 than as seen from its mean."""
+    if not fit.n_intercepts:
+        return 1.0
+    shift, scale = _shift_and_scale(fit.frame)
+    design = fit.design[1:]
+    mean = (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
+    return float(np.sqrt(1 + fit.factor.weight_sum * np.square(mean).max(initial=0.0)))
 
 
 def _shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:

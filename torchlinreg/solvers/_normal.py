@@ -45,16 +45,16 @@ class Factor:
         return np.concatenate([intercept[None], coef])
 
     @cached_property
-    def gains(self) -> tuple[np.ndarray, np.ndarray]:
-        """How an error of the normal equations, and one of the predictions, reaches each coefficient.
-
-        With unit columns: the norms of the rows of ``(upper.T upper)^-1`` and of ``upper^-1``.
-        """
+    def gains(self) -> np.ndarray:
+        """How an error of the predictions reaches each coefficient: row norms of ``upper^-1``."""
         if len(self.upper) == 0:
-            return np.zeros(0), np.zeros(0)
-        one = torch.eye(len(self.upper), dtype=torch.float64)
-        inverse = torch.linalg.solve_triangular(torch.from_numpy(self.upper), one, upper=True).numpy()
-        return np.sqrt(((inverse @ inverse.T) ** 2).sum(1)), np.sqrt((inverse**2).sum(1))
+            return np.zeros(0)
+        if len(self.upper) in TORCH_SIZES:
+            one = torch.eye(len(self.upper), dtype=torch.float64)
+            inverse = torch.linalg.solve_triangular(torch.from_numpy(self.upper), one, upper=True).numpy()
+        else:
+            inverse = lapack.dtrtri(self.upper.T, lower=1)[0].T
+        return np.sqrt((np.triu(inverse) ** 2).sum(1))
 
     def energy(self, change: np.ndarray) -> np.ndarray:
         """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.
