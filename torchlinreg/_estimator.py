@@ -42,11 +42,10 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Whether to fit an intercept. Without one, the model goes through the origin.
     solver : {"auto", "cholesky", "exact", "dual"}, default="auto"
         ``"cholesky"``: normal equations from one pass over the rows, refined with residuals of the rows
-        as far as `tol` asks for; columns that are dependent in float64 (condition beyond about 1e6) get
-        the least norm. ``"exact"``: normal equations accumulated to about 100 bits, for conditions up to
-        1e14. ``"dual"``: an ``n_samples x n_samples`` system, for fewer rows than features. ``"auto"``
-        takes ``"dual"`` for wide data, else ``"cholesky"`` unless the condition it measures calls for
-        ``"exact"``; `solver_` says which.
+        as far as `tol` asks for; where the condition it measures is beyond about 1e6, it hands over to
+        ``"exact"``: normal equations accumulated to about 100 bits, for conditions up to 1e14 and for
+        dependent columns. ``"dual"``: an ``n_samples x n_samples`` system, for fewer rows than features.
+        ``"auto"`` takes ``"dual"`` for such data, else ``"cholesky"``; `solver_` says what was used.
     tol : float, default=1e-12
         The relative accuracy asked for in every coefficient and intercept, as far as the solver can
         estimate it. A larger one saves passes over the rows; a fit that cannot reach it warns.

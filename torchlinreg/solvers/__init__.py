@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg.solvers._dual import is_wide, solve_dual
-from torchlinreg.solvers._exact import solve_accumulated, solve_auto, solve_cholesky, solve_exact
+from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact
 
 __all__ = ["SOLVERS", "Solver", "choose_solver", "is_wide", "solve_accumulated"]
 
@@ -21,7 +21,7 @@ class Solver(NamedTuple):
 
 
 SOLVERS = {
-    "cholesky": Solver(solve_cholesky, "conditions up to about 1e6, in one pass and refinement"),
+    "cholesky": Solver(solve_cholesky, "conditions up to about 1e6; hands over to 'exact' beyond"),
     "exact": Solver(solve_exact, "any condition and rank"),
     "dual": Solver(solve_dual, "fewer rows than features"),
 }
@@ -36,7 +36,7 @@ def choose_solver(name: str, problem: Problem) -> Callable[[Problem, float, int 
         There is no solver of that name.
     """
     if isinstance(name, str) and name == "auto":
-        return solve_dual if is_wide(problem) else solve_auto
+        name = "dual" if is_wide(problem) else "cholesky"
     if isinstance(name, str) and name in SOLVERS:
         return SOLVERS[name].solve
     known = "; ".join(f"'{key}' ({solver.good_for})" for key, solver in SOLVERS.items())

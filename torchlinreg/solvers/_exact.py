@@ -147,24 +147,11 @@ class Fit:
         return float(np.divide(uncertain, intercept, out=np.zeros_like(size), where=counted).max())
 
 
-def solve_auto(problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    """`solve_cholesky` where the measured condition allows, `solve_exact` elsewhere."""
+def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """Normal equations in float64, refined where needed; `solve_exact` where the condition asks for it."""
     fit = fit_moments(problem)
     if fit is None or fit.rate > SLOWEST_REFINEMENT:
         return solve_exact(problem, tol, max_iter)
-    return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
-
-
-def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    """Normal equations in float64, refined where that is needed.
-
-    Columns that depend on others in the float64 Gram matrix (condition beyond about 1e6) take part by the
-    least norm.
-    """
-    fit = fit_moments(problem)
-    if fit is None or fit.rate > SLOWEST_REFINEMENT:
-        rounded = ExactMoments.from_moments(problem.moments)
-        fit = fit_exact_moments(rounded, problem.blocks.n_features, problem.alpha, problem.fit_intercept)
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
 
 
@@ -478,6 +465,8 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     coef, intercept = assemble(active, dependent, n_features, *in_user_units(fit))
     status = Status.OPTIMAL if len(active) == n_features else Status.MINIMUM_NORM
     error = 0.0 if fit.reaches(tol) else fit.relative_error(UNCERTAIN)
+    if fit.ridge.any() and len(active) < n_features:  # the ridge made the columns independent, but too little
+        error = 1.0
     return Solution(
         coef=coef,
         intercept=intercept,

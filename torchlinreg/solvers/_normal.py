@@ -146,14 +146,7 @@ def least_norm(transfer: DoubleDouble, coef: DoubleDouble) -> tuple[DoubleDouble
     They are ``a = (I + transfer transfer.T)^-1 coef`` and ``b = transfer.T a``, solved by refinement with
     double-double residuals.
     """
-    matrix = np.eye(len(coef[0])) + transfer[0] @ transfer[0].T
-    norm = np.sqrt(matrix.diagonal())
-    upper = cholesky(matrix / norm[:, None] / norm)
-    if upper is None:
-        raise FloatingPointError(
-            "The coefficients of least norm span more units than float64 resolves. Bring the columns of X to "
-            "similar units, or use alpha > 0."
-        )
+    upper, norm, order = _least_norm_factor(transfer)
     transposed = transfer[0].T, transfer[1].T
     solution = np.zeros_like(coef[0]), np.zeros_like(coef[0])
     previous = np.inf
@@ -162,10 +155,31 @@ def least_norm(transfer: DoubleDouble, coef: DoubleDouble) -> tuple[DoubleDouble
             dd.add(coef, dd.negative(solution)),
             dd.negative(dd.matmul(transfer, dd.matmul(transposed, solution))),
         )
-        change = solve_upper(upper, residual[0] / norm[:, None]) / norm[:, None]
+        change = np.empty_like(residual[0])
+        change[order] = solve_upper(upper, (residual[0] / norm[:, None])[order])
+        change /= norm[:, None]
         size = float(np.abs(change * norm[:, None]).max(initial=0.0))
         if size >= previous:
             break
         previous = size
         solution = dd.add(solution, (change, np.zeros_like(change)))
     return solution, dd.matmul(transposed, solution)
+
+
+def _least_norm_factor(transfer: DoubleDouble) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factor of ``I + transfer transfer.T`` with unit diagonal, the norms taken out, and its order."""
+    matrix = np.eye(len(transfer[0])) + transfer[0] @ transfer[0].T
+    norm = np.sqrt(matrix.diagonal())
+    upper = cholesky(matrix / norm[:, None] / norm)
+    order = np.arange(len(norm))
+    if upper is None:
+        high, low = dd.matmul(transfer, (transfer[0].T, transfer[1].T))
+        exact = dd.add((high, low), (np.eye(len(norm)), np.zeros_like(high)))
+        unit = exact[0] / norm[:, None] / norm, exact[1] / norm[:, None] / norm
+        upper, order, rank = dd.pivoted_cholesky(unit, 0.0, np.ones_like(norm))
+        if rank < len(norm):
+            raise ValueError(
+                "The coefficients of least norm span more units than float64 resolves. Bring the columns of "
+                "X to similar units, or use alpha > 0."
+            )
+    return upper, norm, order
