@@ -322,7 +322,9 @@ def test_random_problems_against_exact_solutions(ridge, shape, family):
     for seed in range(25):
         truth = random_problem(seed, family, shape, ridge=ridge)
         reg, digits, caught = fit_and_digits(truth)
-        if family in MAY_WARN and caught:
+        # Of equal columns of 1e9, a ridge of 1e-12 is below what 100 bits of their squares hold.
+        too_small = ridge and family == "constants"
+        if caught and (family in MAY_WARN or too_small):
             assert [warning.category for warning in caught] == [ConvergenceWarning]
         else:
             assert not caught, (seed, str(caught[0].message), digits)

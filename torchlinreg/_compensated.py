@@ -21,6 +21,7 @@ SLICE_BITS = 22
 # product over at most 2**11 terms is exact; one factor of two is kept for adding two such products.
 EXACT_INNER_LENGTH = 1024
 _SPLITTER = 2.0**27 + 1.0
+FAR_BELOW = 1e-4
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -110,21 +111,37 @@ def matmul(
 
 
 def pivoted_cholesky(
-    matrix: tuple[np.ndarray, np.ndarray], tolerance: float, priority: np.ndarray
+    matrix: tuple[np.ndarray, np.ndarray], tolerance: float
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Cholesky factor, in double-double arithmetic, of a positive semidefinite matrix with diagonal near 1.
 
-    Each time the pivot is, among those above `tolerance`, the one that times its `priority` is largest.
     Returns the upper factor rounded to float64, shape (rank, size) with columns in pivot order, the
-    pivot order, and the rank: the number of pivots taken.
+    pivot order, and the rank: the number of pivots (the largest left each time) above `tolerance`.
     """
+    return _factorise(matrix, tolerance, np.ones(len(matrix[0])), len(matrix[0]))
+
+
+def prioritised_cholesky(
+    matrix: tuple[np.ndarray, np.ndarray], rank: int, priority: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The same for a known rank, taking the pivot that times its `priority` is largest.
+
+    Pivots far below the largest left are no candidates: they would magnify rounding errors.
+    """
+    return _factorise(matrix, 0.0, priority, rank)
+
+
+def _factorise(
+    matrix: tuple[np.ndarray, np.ndarray], tolerance: float, priority: np.ndarray, largest_rank: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     high, low = matrix[0].copy(), matrix[1].copy()
     size = len(high)
     order = np.arange(size)
     factor = np.zeros((size, size))
-    for k in range(size):
+    for k in range(largest_rank):
         left = np.diagonal(high)[k:]
-        weighted = np.where(left > tolerance, left * priority[order[k:]], -1.0)
+        candidates = left > max(tolerance, FAR_BELOW * left.max())
+        weighted = np.where(candidates, left * priority[order[k:]], -1.0)
         pivot = k + int(np.argmax(weighted))
         if weighted[pivot - k] < 0:
             return factor[:k], order, k
@@ -141,7 +158,7 @@ def pivoted_cholesky(
             (multiplier[0][1:, None], multiplier[1][1:, None]), (row[0][None, 1:], row[1][None, 1:])
         )
         high[rest, rest], low[rest, rest] = add((high[rest, rest], low[rest, rest]), negative(update))
-    return factor, order, size
+    return factor[:largest_rank], order, largest_rank
 
 
 def slices(high: Array, low: Array | None, n_slices: int) -> list[Array]:

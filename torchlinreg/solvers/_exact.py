@@ -273,16 +273,15 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
     squares = scatter[0].diagonal()[independent]
     cancellation = float((raw_diagonal[independent] / squares).max(initial=1.0))
     tolerance = max(RANK_TOLERANCE**2, 16 * moments.unit_roundoff * cancellation)
-    # Where columns depend on each other, those of the largest units stay: the least norm, in the user's
-    # units, then has small multipliers.
-    _, frame_scale = _shift_and_scale(moments.frame)
-    units = np.log2(np.where(resolved, 1 / np.where(resolved, inverse_norm, 1.0), 1.0)) - np.log2(
-        frame_scale[1:]
-    )
-    priority = np.exp2(2 * (units - units.max())[features])
-    upper, order, rank = dd.pivoted_cholesky(
-        (unit[0][features, features], unit[1][features, features]), tolerance, priority
-    )
+    design_gram = unit[0][features, features], unit[1][features, features]
+    upper, order, rank = dd.pivoted_cholesky(design_gram, tolerance)
+    if rank < n_features:
+        # The columns of the largest units stay: the least norm, in the user's units, then has small multipliers.
+        units = -np.log2(np.where(resolved, inverse_norm, 1.0)) - np.log2(
+            _shift_and_scale(moments.frame)[1][1:]
+        )
+        priority = np.exp2(2 * (units - units.max())[features])
+        upper, order, rank = dd.prioritised_cholesky(design_gram, rank, priority)
     active, dependent = order[:rank], np.sort(order[rank:])
     explained = np.concatenate([np.arange(n_features, len(scatter[0])), dependent])
     unit_norm = np.sqrt((upper[:, :rank] ** 2).sum(0))

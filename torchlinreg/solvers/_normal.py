@@ -176,7 +176,7 @@ def _least_norm_factor(transfer: DoubleDouble) -> tuple[np.ndarray, np.ndarray, 
         high, low = dd.matmul(transfer, (transfer[0].T, transfer[1].T))
         exact = dd.add((high, low), (np.eye(len(norm)), np.zeros_like(high)))
         unit = exact[0] / norm[:, None] / norm, exact[1] / norm[:, None] / norm
-        upper, order, rank = dd.pivoted_cholesky(unit, 0.0, np.ones_like(norm))
+        upper, order, rank = dd.pivoted_cholesky(unit, 0.0)
         if rank < len(norm):
             raise ValueError(
                 "The coefficients of least norm span more units than float64 resolves. Bring the columns of "
