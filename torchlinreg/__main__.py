@@ -292,6 +292,10 @@ def predict(options: argparse.Namespace) -> None:
     if not isinstance(model, TorchLinearRegressor):
         raise InputError(f"{options.model}: holds a {type(model).__name__}, not a saved model")
     table, _ = read_table(options.data)
+    if not hasattr(model, "feature_names_in_") or model.coef_.ndim > 1:
+        raise InputError(
+            f"{options.model}: not a model of named columns and one target, as fit --save writes"
+        )
     features = list(model.feature_names_in_)
     require(table, options.data, features)
     prediction = model.predict(to_numbers(table, options.data, features))
@@ -336,7 +340,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--weight", help="column of sample weights, >= 0")
     command.add_argument("--alpha", type=float, default=0.0, help="ridge penalty (default: 0)")
     command.add_argument("--no-intercept", action="store_true", help="fit through the origin")
-    command.add_argument("--device", default="auto", help='"auto" (default), "cpu", "cuda", "cuda:1", "mps"')
+    command.add_argument("--device", default="auto", help='"auto" (default), "cpu", "cuda" or "cuda:1"')
     command.add_argument("--save", metavar="FILE", help="save the fitted model with joblib")
     command.set_defaults(run=fit)
     command = commands.add_parser(

@@ -110,7 +110,7 @@ class RowBlocks:
         """The first rows, as a dense block, from the first one with a positive weight on."""
         start = 0
         if self.weight is not None:
-            start = int(torch.nonzero(self.weight[: self.n_samples] > 0)[0, 0])
+            start = int(torch.nonzero(self.weight > 0)[0, 0])
         X = self._source.take(start, min(start + n_rows, self.n_samples))
         X = X if isinstance(X, torch.Tensor) else _densify(X, self.device)
         weight = None if self.weight is None else self.weight[start : start + n_rows]
@@ -285,10 +285,15 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
     dtype = _result_dtype(X.dtype)
     if sparse.issparse(X):
         csr = sparse.csr_array(X)
-        if csr.dtype not in (np.float32, np.float64):
-            csr = csr.astype(np.float64)
+        inside = csr.dtype if csr.dtype in (np.float32, np.float64) else np.float64
         density = csr.nnz / (n_samples * n_features)
-        return Source(n_samples, n_features, dtype, lambda start, stop: csr[start:stop], density=density)
+        return Source(
+            n_samples,
+            n_features,
+            dtype,
+            lambda start, stop: csr[start:stop].astype(inside, copy=False),
+            density=density,
+        )
     if not _is_shareable(X):
         return Source(n_samples, n_features, dtype, lambda start, stop: _to_tensor(X[start:stop], device))
     shared = torch.from_numpy(X)
@@ -302,6 +307,11 @@ def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any],
         raise ValueError(
             f"Complex data not supported, nor are sparse tensors: got {X.layout} of {X.dtype}. Give a dense "
             "real tensor, or a scipy.sparse array."
+        )
+    if X.ndim != 2:
+        raise ValueError(
+            f"Expected 2D array, got {X.ndim}D array instead: a tensor of shape {tuple(X.shape)}. Reshape it "
+            "with X.reshape(-1, 1) for one feature or X.reshape(1, -1) for one sample."
         )
     # An array of this shape without memory of its own meets scikit-learn's checks of shape.
     checked(np.broadcast_to(np.float64(0), tuple(X.shape)))
@@ -365,8 +375,16 @@ def _densify(X: sparse.csr_array, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(X.toarray()).to(device)
 
 
+def _refuse_complex(values: torch.Tensor, name: str) -> None:
+    if values.is_complex():
+        raise ValueError(
+            f"Complex data not supported: {name} is a tensor of {values.dtype}; give a real one."
+        )
+
+
 def _open_target(y: Any, device: torch.device, estimator: Any) -> torch.Tensor:
     if isinstance(y, torch.Tensor):
+        _refuse_complex(y, "y")
         columns = y.detach().to(device=device, dtype=torch.float64)
         if columns.ndim not in (1, 2):
             raise ValueError(
@@ -397,6 +415,7 @@ def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> to
     if sample_weight is None:
         return None
     if isinstance(sample_weight, torch.Tensor):
+        _refuse_complex(sample_weight, "sample_weight")
         weight = sample_weight.detach().to(device=device, dtype=torch.float64)
         weight = weight if weight.ndim else weight.expand(n_samples)
     else:
@@ -421,7 +440,10 @@ def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> to
     if not np.isfinite(smallest + largest):
         assert_all_finite(_to_numpy(weight), input_name="sample_weight")
     if smallest < 0:
-        raise ValueError("Negative values in data passed to `sample_weight`: weights must be 0 or more.")
+        raise ValueError(
+            f"Negative values in data passed to `sample_weight`: the least is {smallest:g}, and weights must "
+            "be 0 or more."
+        )
     if largest == 0:
         raise ValueError("Every sample_weight is zero: at least one weight must be positive.")
     return weight

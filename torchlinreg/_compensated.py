@@ -18,7 +18,8 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 SLICE_BITS = 22
 # Two slices of 22 bits (sign included: integers up to 2**21) multiply to at most 2**42, so a float64 matrix
-# product over at most 2**11 terms is exact; one factor of two is kept for adding two such products.
+# product over at most 2**11 terms is exact; one factor of two is kept for adding two such products. Sums of
+# more of them, of lower levels, may round once at 2**-97 of the whole.
 EXACT_INNER_LENGTH = 1024
 _SPLITTER = 2.0**27 + 1.0
 FAR_BELOW = 1e-4
@@ -184,8 +185,12 @@ def slices(high: Array, low: Array | None, n_slices: int) -> list[Array]:
 def slice_scale(magnitude: Array) -> Array:
     """Powers of two at or above ``magnitude`` (1 where it is 0), the scale under which `slices` may cut."""
     if isinstance(magnitude, np.ndarray):
-        exponent = np.minimum(np.frexp(magnitude)[1], 1023)
+        exponent = np.clip(np.frexp(magnitude)[1], -1022, 1023)
         return np.where(magnitude > 0, np.ldexp(1.0, exponent), 1.0)
-    exponent = torch.frexp(magnitude).exponent.clamp(max=1023)
-    one = torch.ones_like(magnitude)
-    return torch.where(magnitude > 0, torch.ldexp(one, exponent), one)
+    powers = power_of_two(torch.frexp(magnitude).exponent)
+    return torch.where(magnitude > 0, powers, 1.0)
+
+
+def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
+    """``2.0 ** exponent`` from the bits of a float64: torch's own power is not exact on every device."""
+    return ((exponent.to(torch.int64).clamp(-1022, 1023) + 1023) << 52).view(torch.float64)

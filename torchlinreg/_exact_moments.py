@@ -80,7 +80,7 @@ def _split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Powers of two, as a column, near the weights' square roots, and weights over their squares."""
     exponent = torch.div(torch.frexp(weight).exponent, 2, rounding_mode="floor")
     positive = weight > 0
-    row_scale = torch.ldexp(positive.to(torch.float64), exponent)
+    row_scale = torch.where(positive, dd.power_of_two(exponent), 0.0)
     return row_scale[:, None], torch.where(positive, weight / row_scale / row_scale, 1.0)
 
 

@@ -48,7 +48,7 @@ class Problem:
         """Moments of all rows; one pass, the first time.
 
         A NaN or infinity in the data makes them non-finite, so clean data need no pass of their own
-        for that check. Columns so large or small that squares over- or underflow cost two more passes.
+        for that check. Columns so large or small that squares over- or underflow cost three more passes.
 
         Raises
         ------
@@ -78,9 +78,15 @@ class Problem:
             rows_in_place=rows_in_place,
         )
 
-    def exact_moments(self, frame: Frame) -> ExactMoments:
-        """Moments of all rows to about 100 bits; one pass."""
-        return self.blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
+    @cached_property
+    def exact_moments(self) -> ExactMoments:
+        """Moments of all rows to about 100 bits, in the frame of `moments`; one pass, the first time."""
+        return self.blocks.map_reduce(ExactMomentsOf(self.moments.frame), ExactMoments.merge, dense=True)
+
+    @property
+    def best_moments(self) -> Moments | ExactMoments:
+        """The exact moments if a solver has asked for them, else the others."""
+        return self.exact_moments if "exact_moments" in self.__dict__ else self.moments
 
     def gradient(
         self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray

@@ -10,7 +10,7 @@ from torchlinreg._solution import Solution
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact
 
-__all__ = ["SOLVERS", "Solver", "choose_solver", "is_wide", "solve_accumulated"]
+__all__ = ["SOLVERS", "Solver", "check_solver", "choose_solver", "is_wide", "solve_accumulated"]
 
 
 class Solver(NamedTuple):
@@ -35,9 +35,15 @@ def choose_solver(name: str, problem: Problem) -> Callable[[Problem, float, int 
     ValueError
         There is no solver of that name.
     """
-    if isinstance(name, str) and name == "auto":
+    check_solver(name)
+    if name == "auto":
         name = "dual" if is_wide(problem) else "cholesky"
-    if isinstance(name, str) and name in SOLVERS:
-        return SOLVERS[name].solve
+    return SOLVERS[name].solve
+
+
+def check_solver(name: object) -> None:
+    """Raise a ValueError that lists the solvers unless `name` is one."""
+    if isinstance(name, str) and name in ("auto", *SOLVERS):
+        return
     known = "; ".join(f"'{key}' ({solver.good_for})" for key, solver in SOLVERS.items())
     raise ValueError(f"solver={name!r} is not known; use 'auto', or one of {known}.")

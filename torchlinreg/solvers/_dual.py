@@ -43,6 +43,7 @@ from torchlinreg.solvers._normal import (
 )
 
 RESPONSES_AT_ONCE = 512
+MAX_ROWS = 50_000
 
 
 def is_wide(problem: Problem) -> bool:
@@ -64,6 +65,7 @@ class _System:
     norm: np.ndarray
     fit_intercept: bool
     condition_number: float
+    rate: float  # by which a pass of refinement shrinks the error
 
     def solve(self, residual: np.ndarray, excess: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Changes of `a` and the intercept for a residual of the rows and of the constraint."""
@@ -80,6 +82,12 @@ class _System:
 
 def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """The coefficients of least norm, or the ridge's, for few rows."""
+    n_samples = problem.blocks.n_samples
+    if n_samples > MAX_ROWS:
+        raise ValueError(
+            f"solver='dual' needs an n_samples x n_samples matrix, {8e-9 * n_samples**2:.0f} GB for these "
+            f"{n_samples} rows; at most {MAX_ROWS} are allowed. Use solver='exact' or fewer rows."
+        )
     frame = _dual_frame(problem)
     blocks = problem.blocks.positive_weight_rows()
     diagonal = np.zeros(blocks.n_samples)
@@ -93,7 +101,7 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     if system is None:
         return _solve_by_columns(problem, blocks, tol)
     limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter
-    coef, intercept, error, n_passes = _refine(problem, blocks, frame, diagonal, system, limit)
+    coef, intercept, error, n_passes = _refine(problem, blocks, frame, diagonal, system, tol, limit)
     rank = blocks.n_samples - problem.fit_intercept
     unique = problem.alpha > 0 or rank == blocks.n_features
     status = Status.OPTIMAL if unique else Status.MINIMUM_NORM
@@ -110,7 +118,7 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
 
 
 def _dual_frame(problem: Problem) -> Frame:
-    """Shift by the mean of the rows that count; one scale for all features, so that least norm stays so."""
+    """Shift by the mean of the rows; one scale for all features, so that least norm stays so."""
     blocks = problem.blocks
 
     def total(block: Block) -> torch.Tensor:
@@ -166,8 +174,9 @@ def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_interc
     upper = cholesky(kernel / norm[:, None] / norm)
     if upper is not None:
         largest, smallest = extreme_singular_values(upper)
-        if 16 * len(norm) * EPS / smallest**2 <= SLOWEST_REFINEMENT:
-            return _System(upper, norm, fit_intercept, largest / smallest)
+        rate = 16 * len(norm) * EPS / smallest**2
+        if rate <= SLOWEST_REFINEMENT:
+            return _System(upper, norm, fit_intercept, largest / smallest, rate)
     return None
 
 
@@ -181,6 +190,7 @@ def _refine(
     frame: Frame,
     diagonal: np.ndarray,
     system: _System,
+    tol: float,
     limit: int,
 ) -> tuple[DoubleDouble, DoubleDouble, float, int]:
     """Coefficients and intercept in the user's units, refined until a pass no longer changes them."""
@@ -210,7 +220,9 @@ def _refine(
             _relative_change(before[0], coef, zero),
             _relative_change(before[1], intercept, 4 * EPS * intercept_scale),
         )
-        if error <= EPS or (n_passes > 2 and error > 0.5 * previous):
+        if n_passes == 1:
+            error = system.rate  # no change to go by yet
+        elif error <= max(EPS, 1e-3 * tol) or (n_passes > 2 and error > 0.5 * previous):
             break
         previous = error
     return coef, intercept, error, n_passes
@@ -335,8 +347,7 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
 
 def _fit_columns(problem: Problem, tol: float) -> Fit:
     """Fit of at least as many rows as features, refined."""
-    moments = problem.exact_moments(problem.moments.frame)
-    fit = fit_exact_moments(moments, problem.blocks.n_features, 0.0, problem.fit_intercept)
+    fit = fit_exact_moments(problem.exact_moments, problem.blocks.n_features, 0.0, problem.fit_intercept)
     return fit if fit.reaches(tol) else refine_exactly(problem, fit, tol, MAX_REFINEMENTS)[0]
 
 

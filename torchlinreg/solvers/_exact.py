@@ -157,8 +157,9 @@ def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Soluti
 
 def solve_exact(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """Normal equations accumulated to about 100 bits; any condition and rank."""
-    exact = problem.exact_moments(problem.moments.frame)
-    fit = fit_exact_moments(exact, problem.blocks.n_features, problem.alpha, problem.fit_intercept)
+    fit = fit_exact_moments(
+        problem.exact_moments, problem.blocks.n_features, problem.alpha, problem.fit_intercept
+    )
     return _finish(problem, fit, "exact", tol, max_iter, n_passes=2)
 
 
@@ -276,7 +277,8 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
     design_gram = unit[0][features, features], unit[1][features, features]
     upper, order, rank = dd.pivoted_cholesky(design_gram, tolerance)
     if rank < n_features:
-        # The columns of the largest units stay: the least norm, in the user's units, then has small multipliers.
+        # The columns of the largest units stay: the least norm, in the user's units, then has small
+        # multipliers.
         units = -np.log2(np.where(resolved, inverse_norm, 1.0)) - np.log2(
             _shift_and_scale(moments.frame)[1][1:]
         )
