@@ -596,3 +596,28 @@ def test_no_kind_is_copied_whole():
     peaks = {name: float(size) for name, size in (row.split(":") for row in done.stdout.split("\n") if row)}
     assert len(peaks) == 13
     assert {name: size for name, size in peaks.items() if size > 30} == {}
+
+
+@pytest.mark.parametrize("n_targets", [None, 2])
+def test_score_of_tensors_is_that_of_arrays(n_targets):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20, 3))
+    y = rng.standard_normal(20 if n_targets is None else (20, n_targets))
+    weight = rng.uniform(1, 2, 20)
+    reg = TorchLinearRegressor().fit(X, y)
+    tensors = [torch.tensor(a, requires_grad=True) for a in (X, y, weight)]
+    assert reg.score(*tensors) == pytest.approx(reg.score(X, y, weight), rel=1e-14)
+
+
+@pytest.mark.parametrize("which", ["X", "y", "sample_weight"])
+def test_complex_tensors_are_refused(which):
+    given = {"X": torch.ones(5, 2), "y": torch.arange(5.0), "sample_weight": torch.ones(5)}
+    given[which] = given[which] + 1j
+    with pytest.raises(ValueError, match="Complex data not supported"):
+        TorchLinearRegressor().fit(**given)
+
+
+def test_coefficients_beyond_float32_are_refused():
+    X = np.array([[1e-30], [2e-30], [3e-30]], dtype=np.float32)
+    with pytest.raises(ValueError, match="exceed float32"):
+        TorchLinearRegressor().fit(X, np.array([1e20, 2e20, 3e20]))

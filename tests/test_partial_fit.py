@@ -385,3 +385,32 @@ def test_a_stream_of_many_rows():
     X, y = rng.standard_normal((20_000, 5)), rng.standard_normal(20_000)
     found = fit_parts(TorchLinearRegressor(), X, y, cuts=range(1000, 20_000, 1000))
     assert_same_model(found, TorchLinearRegressor().fit(X, y))
+
+
+@pytest.mark.parametrize("weight", [1e-120, 1e120])
+def test_extreme_weights_are_refused(weight):
+    """One fit may divide them by a constant; calls that follow each other may not."""
+    X, y, _ = problem()
+    weights = np.full(len(y), weight)
+    with pytest.raises(ValueError, match="between 1e-100 and 1e100"):
+        TorchLinearRegressor().partial_fit(X, y, sample_weight=weights)
+    fitted = TorchLinearRegressor().fit(X, y, sample_weight=weights)
+    with pytest.raises(ValueError, match="keeps no moments"):
+        fitted.partial_fit(X, y)
+
+
+def test_fit_of_ill_conditioned_rows_goes_on_exactly():
+    """A fit that needed exact moments keeps them."""
+    filip = NIST["Filip"]
+    reg = TorchLinearRegressor().fit(filip.X[:60], filip.y[:60])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        reg.partial_fit(filip.X[60:], filip.y[60:])
+    assert reg.rank_ == 10
+    assert filip.digits(reg.coef_, reg.intercept_).least >= 12
+
+
+def test_solver_names_are_checked():
+    X, y, _ = problem()
+    with pytest.raises(ValueError, match="'nonsense' is not known"):
+        TorchLinearRegressor(solver="nonsense").partial_fit(X, y)

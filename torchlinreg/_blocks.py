@@ -308,7 +308,7 @@ def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any],
             f"Complex data not supported, nor are sparse tensors: got {X.layout} of {X.dtype}. Give a dense "
             "real tensor, or a scipy.sparse array."
         )
-    if X.ndim != 2:
+    if X.ndim < 2:
         raise ValueError(
             f"Expected 2D array, got {X.ndim}D array instead: a tensor of shape {tuple(X.shape)}. Reshape it "
             "with X.reshape(-1, 1) for one feature or X.reshape(1, -1) for one sample."
@@ -422,15 +422,16 @@ def _open_weight(sample_weight: Any, n_samples: int, device: torch.device) -> to
         array = np.asarray(sample_weight)
         if array.ndim == 0:
             array = np.full(n_samples, array)
-        array = check_array(
-            array,
-            dtype=np.float64,
-            ensure_2d=False,
-            allow_nd=True,
-            ensure_all_finite=False,
-            ensure_min_samples=0,
-            input_name="sample_weight",
-        )
+        if array.dtype != np.float64:
+            array = check_array(
+                array,
+                dtype=np.float64,
+                ensure_2d=False,
+                allow_nd=True,
+                ensure_all_finite=False,
+                ensure_min_samples=0,
+                input_name="sample_weight",
+            )
         weight = _to_tensor(array, device)
     if weight.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar, got shape {tuple(weight.shape)}.")

@@ -352,14 +352,14 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _keep(self, solution: Solution, blocks: RowBlocks) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
         numpy_dtype = np.float32 if blocks.dtype is torch.float32 else np.float64
-        largest = np.abs(solution.coef).max(initial=np.abs(solution.intercept).max())
-        if not largest <= np.finfo(numpy_dtype).max:
+        with np.errstate(over="ignore"):
+            coef = np.ascontiguousarray(solution.coef.T, dtype=numpy_dtype)
+            intercept = solution.intercept.astype(numpy_dtype)
+        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
             raise ValueError(
                 f"The coefficients or the intercept exceed {np.dtype(numpy_dtype)}. Bring X and y to similar "
                 "units, or give them as float64."
             )
-        coef = np.ascontiguousarray(solution.coef.T, dtype=numpy_dtype)
-        intercept = solution.intercept.astype(numpy_dtype)
         self.coef_ = coef[0] if blocks.one_target else coef
         self.intercept_: Any = intercept[0] if blocks.one_target else intercept
         if not self.fit_intercept:

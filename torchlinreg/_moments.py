@@ -78,10 +78,10 @@ def _round_mean(columns: np.ndarray) -> np.ndarray:
 
 
 def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:
-    """Whether wide rows may stay where they are: offsets within four standard deviations cost one digit."""
+    """Whether wide rows may stay where they are: offsets of eight standard deviations cost two digits."""
     if columns.shape[1] < SYMMETRIC_PRODUCT_COLUMNS:
         return False
-    return bool((np.abs(shift) <= 4 * columns.std(0)).all())
+    return bool((np.abs(shift) <= 8 * columns.std(0)).all())
 
 
 def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
