@@ -19,13 +19,14 @@ from torchlinreg import _compensated as dd
 
 Statistic = TypeVar("Statistic")
 
-# A block of about 4 MiB stays in the caches while it is shifted and multiplied. Measured at 1e6 x 10 on two
-# cores: 8.5 ms, against 22 ms in blocks of 0.2 MiB and 15 ms in blocks of 64 MiB. Symmetric products of
-# wide blocks want 2048 rows (20,000 x 1000: 240 ms, against 370 ms with 512 rows) and may take 64 MiB.
+# A block of about 4 MiB stays in the caches while it is shifted and multiplied: 1e6 x 10 takes 8.5 ms on two
+# cores, against 22 ms in blocks of 0.2 MiB. Symmetric products of wide blocks want 2048 rows (20,000 x 1000:
+# 240 ms, against 370 ms with 512 rows) and may take 64 MiB.
 BLOCK_BYTES = 4 * 2**20
 WIDE_BLOCK_BYTES = 64 * 2**20
 WIDE_BLOCK_ROWS = 2048
-# Below this share of stored entries a CSR product costs less than a dense one (1e5 x 200: level at 10 %).
+# Up to this share of stored entries moments come straight from CSR; a fit of 1e5 x 200 at 5 % takes about
+# as long as the dense product alone, without making the rows dense.
 CSR_DENSITY = 0.1
 
 

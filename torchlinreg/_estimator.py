@@ -73,7 +73,7 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     condition_number_ : float
         Condition number (2-norm) of X, centred and with columns of unit norm, as the solver saw it: the
         independent columns and the ridge penalty; for ``solver_ == "dual"``, of the matrix of that system. An
-        estimate to about 10 % from 33 columns on.
+        estimate to about 30 % from 33 columns on.
     solver_ : str
         The solver that was used.
     status_ : Status

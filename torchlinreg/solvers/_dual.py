@@ -25,7 +25,6 @@ from torchlinreg._residuals import DEPTHS, exact_residual, exact_transposed_prod
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers._exact import (
     EPS,
-    MAX_REFINEMENTS,
     SLOWEST_REFINEMENT,
     UNCERTAIN,
     Fit,
@@ -35,6 +34,7 @@ from torchlinreg.solvers._exact import (
     solve_exact,
 )
 from torchlinreg.solvers._normal import (
+    MAX_REFINEMENTS,
     DoubleDouble,
     assemble,
     cholesky,

@@ -22,6 +22,7 @@ from torchlinreg._problem import Problem
 from torchlinreg._residuals import DEPTHS, Depth
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers._normal import (
+    MAX_REFINEMENTS,
     DoubleDouble,
     Factor,
     assemble,
@@ -40,7 +41,6 @@ SLOWEST_REFINEMENT = 1e-2
 # With unit columns, a pivot of the Gram matrix below the square of this is a dependent column: columns that
 # were computed as dependent in float64 come out at 1e-16, and conditions up to 1e14 must stay full rank.
 RANK_TOLERANCE = 1e-15
-MAX_REFINEMENTS = 30
 # Coefficients that change the prediction by less than this share of y are at the level of rounding; only in
 # data of up to SMALL_DATA numbers are they worth a refinement, and below ZERO they pass for zeros. No
 # warning is due for those that come from the rounding of y itself.
@@ -382,10 +382,7 @@ def _cheapest_depth(fit: Fit, tol: float) -> Depth:
 
 def _norms_of_solved_mean(fit: Fit) -> tuple[float, float]:
     """How errors of the Gram matrix and of the rows reach the intercept, through the columns' means."""
-    shift, scale = _shift_and_scale(fit.frame)
-    design = fit.design[1:]
-    mean = (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
-    solved = solve_upper(fit.factor.upper, mean[:, None])
+    solved = solve_upper(fit.factor.upper, _means_of_unit_columns(fit)[:, None])
     return float(np.linalg.norm(solved)), float(np.linalg.norm(fit.factor.upper @ solved))
 
 
@@ -393,10 +390,15 @@ def _offset_in_norm(fit: Fit) -> float:
     """How much longer the longest column is as seen from 0 than as seen from its mean."""
     if not fit.n_intercepts:
         return 1.0
+    largest = np.square(_means_of_unit_columns(fit)).max(initial=0.0)
+    return float(np.sqrt(1 + fit.factor.weight_sum * largest))
+
+
+def _means_of_unit_columns(fit: Fit) -> np.ndarray:
+    """Means as seen from 0 of the design's columns, of unit norm about their means."""
     shift, scale = _shift_and_scale(fit.frame)
     design = fit.design[1:]
-    mean = (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
-    return float(np.sqrt(1 + fit.factor.weight_sum * np.square(mean).max(initial=0.0)))
+    return (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
 
 
 def _shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:

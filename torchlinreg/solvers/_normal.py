@@ -91,7 +91,7 @@ def solve_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
-    """The largest and smallest singular value of a triangular factor; to about 10 % where it is large."""
+    """The largest and smallest singular value of a triangular factor; to about 30 % where it is large."""
     size = len(upper)
     if size <= 1:
         return 1.0, 1.0  # its columns have unit norm
