@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from torchlinreg import TorchLinearRegressor
+from torchlinreg.solvers._dual import _System
 from torchlinreg.solvers._normal import TORCH_SIZES, cholesky, extreme_singular_values, solve_upper
 
 SIZES = [1, 2, TORCH_SIZES.start - 1, TORCH_SIZES.start, 150, TORCH_SIZES.stop + 20]
@@ -53,3 +54,20 @@ def test_whole_numbers_are_found_exactly(size, offset):
     np.testing.assert_allclose(reg.coef_, coef, rtol=1e-12)
     np.testing.assert_allclose(reg.intercept_, -7, rtol=1e-12)
     assert reg.rank_ == size
+
+
+def test_a_sum_that_is_off_moves_the_dual_intercept_rightly() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((6, 9))
+    kernel = rows @ rows.T
+    level = 0.5
+    norm = np.sqrt(kernel.diagonal() + level)
+    upper = cholesky((kernel + level) / norm[:, None] / norm)
+    assert upper is not None
+    system = _System(upper, norm, level, fit_intercept=True, condition_number=1.0, rate=0.0)
+    residual, excess = rng.standard_normal((6, 2)), np.array([0.3, -2.0])
+
+    change, intercept = system.solve(residual, excess)
+
+    np.testing.assert_allclose(change.sum(0), excess, rtol=1e-12)
+    np.testing.assert_allclose(kernel @ change + intercept, residual, rtol=1e-12, atol=1e-12)

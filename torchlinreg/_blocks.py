@@ -109,9 +109,7 @@ class RowBlocks:
 
     def head(self, n_rows: int) -> Block:
         """The first rows, as a dense block, from the first one with a positive weight on."""
-        start = 0
-        if self.weight is not None:
-            start = int(torch.nonzero(self.weight > 0)[0, 0])
+        start = 0 if self.weight is None else _first_positive(self.weight)
         X = self._source.take(start, min(start + n_rows, self.n_samples))
         X = X if isinstance(X, torch.Tensor) else _densify(X, self.device)
         weight = None if self.weight is None else self.weight[start : start + n_rows]
@@ -372,6 +370,12 @@ def _to_numpy(X: torch.Tensor | None) -> np.ndarray:
     return X.detach().cpu().numpy()
 
 
+def _first_positive(weight: torch.Tensor) -> int:
+    """Where the first positive weight is; mostly at the front, so that a search of all would cost more."""
+    front = torch.nonzero(weight[:1024] > 0)
+    return int(front[0, 0] if len(front) else torch.nonzero(weight > 0)[0, 0])
+
+
 def _densify(X: sparse.csr_array, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(X.toarray()).to(device)
 
@@ -393,7 +397,7 @@ def _open_target(y: Any, device: torch.device, estimator: Any) -> torch.Tensor:
             )
     else:
         array = y
-        if not (type(y) is np.ndarray and y.dtype == np.float64):
+        if not (type(y) is np.ndarray and y.dtype in (np.float32, np.float64)):
             array = check_array(
                 y,
                 ensure_2d=False,

@@ -19,6 +19,7 @@ from torchlinreg._blocks import RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import (
     LARGEST_MOMENT,
+    SYMMETRIC_PRODUCT_COLUMNS,
     Frame,
     Moments,
     MomentsOf,
@@ -93,7 +94,8 @@ class Problem:
     ) -> np.ndarray:
         """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
         of = GradientOf(frame, design, responses, coef)
-        rows_in_place = GRADIENT_BLOCK_BYTES // (8 * self.blocks.n_features)
+        wide = self.blocks.n_features >= SYMMETRIC_PRODUCT_COLUMNS
+        rows_in_place = (GRAM_BLOCK_BYTES if wide else GRADIENT_BLOCK_BYTES) // (8 * self.blocks.n_features)
         return of.finish(self.blocks.map_reduce(of, torch.add, dense=True, rows_in_place=rows_in_place))
 
     def exact_gradient(

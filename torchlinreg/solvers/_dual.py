@@ -49,20 +49,24 @@ MAX_ROWS = 50_000
 def is_wide(problem: Problem) -> bool:
     """Whether the rows of positive weight, less one for the intercept, are fewer than the features."""
     blocks = problem.blocks
-    n_rows = blocks.n_samples
-    if n_rows - problem.fit_intercept >= blocks.n_features and blocks.weight is not None:
-        n_rows = int((blocks.weight > 0).sum())
-    return n_rows - problem.fit_intercept < blocks.n_features
+    enough = blocks.n_features + problem.fit_intercept
+    if blocks.weight is None or blocks.n_samples < enough:
+        return blocks.n_samples < enough
+    front = blocks.weight[: 2 * enough]  # mostly they are here, and all need not be counted
+    return int(torch.count_nonzero(front)) < enough and int(torch.count_nonzero(blocks.weight)) < enough
 
 
 @dataclass(frozen=True)
 class _System:
-    """``kernel + level`` factorised: `level` is a multiple of the all-ones matrix, which the constraint
-    ``sum(a) == 0`` makes harmless and which takes away the null direction of centred rows.
+    """``kernel + level`` factorised, which takes away the null direction of centred rows.
+
+    Where `a` sums to 0, that number times the all-ones matrix changes nothing; rounding that it sums to
+    moves the intercept by `level` times as much.
     """
 
     upper: np.ndarray  # of the kernel with unit diagonal
     norm: np.ndarray
+    level: float
     fit_intercept: bool
     condition_number: float
     rate: float  # by which a pass of refinement shrinks the error
@@ -74,7 +78,7 @@ class _System:
             return change, np.zeros(residual.shape[1])
         ones = self._solve(np.ones((len(residual), 1)))
         intercept = (change.sum(0) - excess) / ones.sum()
-        return change - ones * intercept, intercept
+        return change - ones * intercept, intercept + self.level * excess
 
     def _solve(self, right: np.ndarray) -> np.ndarray:
         return solve_upper(self.upper, right / self.norm[:, None]) / self.norm[:, None]
@@ -176,7 +180,7 @@ def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_interc
         largest, smallest = extreme_singular_values(upper)
         rate = 16 * len(norm) * EPS / smallest**2
         if rate <= SLOWEST_REFINEMENT:
-            return _System(upper, norm, fit_intercept, largest / smallest, rate)
+            return _System(upper, norm, level, fit_intercept, largest / smallest, rate)
     return None
 
 

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 
 from torchlinreg import _compensated as dd
 from torchlinreg._moments import SYMMETRIC_PRODUCT_COLUMNS
@@ -17,7 +17,7 @@ DoubleDouble = tuple[np.ndarray, np.ndarray]
 
 # Matrices of these sizes go to torch, whose threads have just formed the Gram matrix: after a product, the
 # idle threads of another library (NumPy's, SciPy's) keep a core busy for a while, which cost 50 ms at
-# 2e5 x 100. Smaller ones need no threads; larger Gram matrices come from NumPy.
+# 2e5 x 100. Smaller ones need no threads; larger Gram matrices come from SciPy.
 TORCH_SIZES = range(33, SYMMETRIC_PRODUCT_COLUMNS)
 POWER_STEPS = 7
 MAX_REFINEMENTS = 30
@@ -100,9 +100,17 @@ def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
         return float(values[0]), float(values[-1])
     # Touches no random state of the user.
     start = np.random.default_rng(0).standard_normal((size, 2))
-    largest = _largest_eigenvalue(lambda v: upper.T @ (upper @ v), start)
+    largest = _largest_eigenvalue(lambda v: _multiply_upper(upper, v), start)
     smallest = 1 / _largest_eigenvalue(lambda v: solve_upper(upper, v), start)
     return float(np.sqrt(largest)), float(np.sqrt(smallest))
+
+
+def _multiply_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``upper.T @ upper @ right``."""
+    if len(upper) in TORCH_SIZES:
+        return upper.T @ (upper @ right)
+    product = blas.dtrmm(1.0, upper.T, right, lower=1, trans_a=1)
+    return blas.dtrmm(1.0, upper.T, product, lower=1)
 
 
 def _largest_eigenvalue(apply: Callable[[np.ndarray], np.ndarray], vectors: np.ndarray) -> float:
