@@ -122,7 +122,7 @@ class TestTools:
         joblib.dump(reg, tmp_path / "model.joblib")
         for copy in (pickle.loads(pickle.dumps(reg)), joblib.load(tmp_path / "model.joblib")):
             np.testing.assert_array_equal(copy.predict(X), reg.predict(X))
-            assert copy.status_ is reg.status_
+            assert copy.status_ == reg.status_
             assert copy.get_params() == reg.get_params()
 
     def test_tags(self):

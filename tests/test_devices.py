@@ -161,7 +161,7 @@ class TestCuda:
         np.testing.assert_allclose(cuda.coef_, cpu.coef_, rtol=1e-10, atol=1e-13 * size)
         np.testing.assert_allclose(cuda.intercept_, cpu.intercept_, rtol=1e-10, atol=1e-10)
         assert cuda.rank_ == cpu.rank_
-        assert cuda.status_ is cpu.status_
+        assert cuda.status_ == cpu.status_
 
     @pytest.mark.parametrize("solver", ["cholesky", "exact", "dual"])
     def test_every_solver(self, solver):

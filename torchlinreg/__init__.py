@@ -1,8 +1,8 @@
 """Linear regression with PyTorch, at home in scikit-learn, right on raw data."""
 
 from torchlinreg._estimator import TorchLinearRegressor
-from torchlinreg._solution import Status
+from torchlinreg._solution import FitStatus, Status
 
-__all__ = ["Status", "TorchLinearRegressor", "__version__"]
+__all__ = ["FitStatus", "Status", "TorchLinearRegressor", "__version__"]
 
 __version__ = "0.1.0"

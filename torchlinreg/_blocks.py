@@ -48,6 +48,7 @@ class Source(NamedTuple):
     take: Callable[
         [int, int], torch.Tensor | sparse.csr_array
     ]  # rows start to stop, dense on the device or CSR
+    gather: Callable[[torch.Tensor], torch.Tensor]  # rows of these indices, dense on the device
     in_place: bool = False  # whether rows are views of the user's memory
     density: float = 1.0  # share of stored entries
 
@@ -107,6 +108,16 @@ class RowBlocks:
             else:
                 yield Block(_densify(block.csr, self.device), block.y, block.weight)
 
+    def gather(self, index: torch.Tensor) -> Block:
+        """Rows of these indices (on the CPU), as a dense block."""
+        index_there = index.to(self.device)
+        weight = None if self.weight is None else self.weight[index_there]
+        return Block(self._source.gather(index), self.y[index_there], weight)
+
+    def with_weight(self, weight: torch.Tensor | None) -> RowBlocks:
+        """The same rows with other weights."""
+        return RowBlocks(self._source, self.y, weight, one_target=self.one_target)
+
     def head(self, n_rows: int) -> Block:
         """The first rows, as a dense block, from the first one with a positive weight on."""
         start = 0 if self.weight is None else _first_positive(self.weight)
@@ -147,8 +158,7 @@ class RowBlocks:
         largest = self.weight.max()
         if 1e-100 <= float(largest) <= 1e100:
             return self
-        weight = self.weight / dd.slice_scale(largest)
-        return RowBlocks(self._source, self.y, weight, one_target=self.one_target)
+        return self.with_weight(self.weight / dd.slice_scale(largest))
 
     def positive_weight_rows(self) -> RowBlocks:
         """The rows whose weight is not 0, a copy where there are others; for few rows only."""
@@ -174,7 +184,14 @@ def tensor_blocks(
     dtype: torch.dtype = torch.float64,
 ) -> RowBlocks:
     """Blocks of a floating tensor, whose memory is shared."""
-    source = Source(X.shape[0], X.shape[1], dtype, lambda start, stop: X[start:stop], in_place=True)
+    source = Source(
+        X.shape[0],
+        X.shape[1],
+        dtype,
+        lambda start, stop: X[start:stop],
+        lambda index: X[index.to(X.device)],
+        in_place=True,
+    )
     return RowBlocks(source, y, weight)
 
 
@@ -278,7 +295,13 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
             rows = checked(_frame_rows(X, start, stop))
             return sparse.csr_array(rows) if sparse.issparse(rows) else _to_tensor(rows, device)
 
-        return Source(X.shape[0], X.shape[1], dtype, take)
+        def gather(index: torch.Tensor) -> torch.Tensor:
+            rows = checked(X.iloc[index.numpy()] if hasattr(X, "iloc") else X[index.numpy()])
+            if sparse.issparse(rows):
+                return _densify(sparse.csr_array(rows), device)
+            return _to_tensor(rows, device)
+
+        return Source(X.shape[0], X.shape[1], dtype, take, gather)
     X = checked(X)
     n_samples, n_features = X.shape
     dtype = _result_dtype(X.dtype)
@@ -291,14 +314,26 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
             n_features,
             dtype,
             lambda start, stop: csr[start:stop].astype(inside, copy=False),
+            lambda index: _densify(csr[index.numpy()].astype(inside, copy=False), device),
             density=density,
         )
     if not _is_shareable(X):
-        return Source(n_samples, n_features, dtype, lambda start, stop: _to_tensor(X[start:stop], device))
+        return Source(
+            n_samples,
+            n_features,
+            dtype,
+            lambda start, stop: _to_tensor(X[start:stop], device),
+            lambda index: _to_tensor(X[index.numpy()], device),
+        )
     shared = torch.from_numpy(X)
-    if device.type == "cpu":
-        return Source(n_samples, n_features, dtype, lambda start, stop: shared[start:stop], in_place=True)
-    return Source(n_samples, n_features, dtype, lambda start, stop: shared[start:stop].to(device))
+    return Source(
+        n_samples,
+        n_features,
+        dtype,
+        lambda start, stop: shared[start:stop].to(device),
+        lambda index: shared[index].to(device),
+        in_place=device.type == "cpu",
+    )
 
 
 def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any], Any]) -> Source:
@@ -321,7 +356,11 @@ def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any],
     def take(start: int, stop: int) -> torch.Tensor:
         return detached[start:stop].to(device=device, dtype=inside)
 
-    return Source(X.shape[0], X.shape[1], dtype, take, in_place=X.dtype is inside and X.device == device)
+    def gather(index: torch.Tensor) -> torch.Tensor:
+        return detached[index.to(X.device)].to(device=device, dtype=inside)
+
+    in_place = X.dtype is inside and X.device == device
+    return Source(X.shape[0], X.shape[1], dtype, take, gather, in_place=in_place)
 
 
 def _is_plain(X: Any) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,18 +15,45 @@ import torch
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
+from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import LARGEST_MOMENT, Frame, Moments, choose_frame, largest_magnitudes
 from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
-from torchlinreg.solvers import check_solver, choose_solver, is_wide, solve_accumulated
+from torchlinreg._solution import FitStatus, Solution, Status
+from torchlinreg._validation import split
+from torchlinreg.callbacks import read_checkpoint
+from torchlinreg.solvers import (
+    DEFAULT_MAX_ITER,
+    Epoch,
+    Geometry,
+    Model,
+    Training,
+    check_solver,
+    choose_solver,
+    geometry_of_accumulated,
+    is_training,
+    is_wide,
+    optimizer_recipe,
+    scheduler_maker,
+    solve_accumulated,
+    train,
+    train_one_pass,
+)
+
+# What solvers that do not train have no use for, with the values that say nothing.
+TRAINING_PARAMETERS = {
+    "learning_rate": "auto",
+    "lr_scheduler": None,
+    "batch_size": None,
+    "early_stopping": False,
+}
 
 
-class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Linear least squares with an optional ridge penalty, exact on raw data.
 
     Minimises, over `coef` and `intercept`, with ``r_i = y_i - x_i . coef - intercept``::
@@ -131,21 +160,52 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         *,
         alpha: float = 0.0,
         fit_intercept: bool = True,
-        solver: str = "auto",
-        tol: float = 1e-12,
+        solver: str | Callable[..., torch.optim.Optimizer] = "auto",
+        learning_rate: float | str = "auto",
+        lr_scheduler: str | Callable[..., Any] | None = None,
+        batch_size: int | None = None,
         max_iter: int | None = None,
+        tol: float = 1e-12,
+        n_iter_no_change: int = 10,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        shuffle: bool = True,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         verbose: int = 0,
     ) -> None:
         self.alpha = alpha
         self.fit_intercept = fit_intercept
         self.solver = solver
-        self.tol = tol
+        self.learning_rate = learning_rate
+        self.lr_scheduler = lr_scheduler
+        self.batch_size = batch_size
         self.max_iter = max_iter
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.shuffle = shuffle
+        self.warm_start = warm_start
+        self.random_state = random_state
         self.device = device
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    @with_callbacks  # type: ignore[untyped-decorator]
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        coef_init: Any = None,
+        intercept_init: Any = None,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+        resume_from: str | Path | None = None,
+    ) -> Self:
         """Fit the model, forgetting any earlier fit.
 
         Parameters
@@ -157,6 +217,17 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             Targets.
         sample_weight : float, array-like or tensor of shape (n_samples,), default=None
             Weights, 0 or more, not all 0. None weighs all rows alike.
+        coef_init : array-like of shape (n_features,) or (n_targets, n_features), default=None
+            Coefficients to start training at; None stands for 0, or the fitted ones with `warm_start`.
+        intercept_init : float or array-like of shape (n_targets,), default=None
+            Intercept to start training at. None stands for 0 or, with ``learning_rate="auto"`` and no
+            `coef_init`, for the one that fits best.
+        X_val, y_val, sample_weight_val : like X, y and sample_weight, default=None
+            Rows whose loss is recorded after each epoch, in `validation_loss_curve_`; with
+            ``early_stopping=True`` they decide when to stop.
+        resume_from : path, default=None
+            A file that `torchlinreg.callbacks.Checkpoint` wrote while training on the same data with
+            the same parameters. Training goes on from there as if it had never been interrupted.
 
         Returns
         -------
@@ -165,25 +236,41 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError, FloatingPointError
             See the class.
         """
         start = time.perf_counter()
         self._check_parameters()
+        report = EpochReport(self, X, y, sample_weight, self._n_epochs())
+        earlier = self._earlier_model()
         given = self._open(X, y, sample_weight, reset=True)
         blocks = given.with_ordinary_weights()
         problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
-        solve = choose_solver(self.solver, problem)
-        solution = solve(problem, float(self.tol), self.max_iter)
+        if is_training(self.solver):
+            initial = self._initial_model(blocks, coef_init, intercept_init, earlier)
+            validation = self._open_validation(blocks, X_val, y_val, sample_weight_val)
+            problem, training = self._plan_training(problem, initial, validation, resume_from, report)
+            solution = train(problem, training)
+        else:
+            self._refuse_training(
+                coef_init=coef_init,
+                intercept_init=intercept_init,
+                X_val=X_val,
+                y_val=y_val,
+                sample_weight_val=sample_weight_val,
+                resume_from=resume_from,
+            )
+            solution = choose_solver(self.solver, problem)(problem, float(self.tol), self.max_iter)
         self._moments: Moments | ExactMoments | None = None
         if not is_wide(problem) and blocks.weight is given.weight:
             self._moments = _on_cpu(problem.best_moments)
-        self._keep(solution, blocks)
+        self._keep(solution, blocks, extra_frames=DECORATOR_FRAMES)
+        report.end()
         if self.verbose:
             seconds = time.perf_counter() - start
             print(
                 f"TorchLinearRegressor: {blocks.n_samples} x {blocks.n_features} rows in {seconds:.3g} s, "
-                f"solver {self.solver_}, {self.n_iter_} passes, condition {self.condition_number_:.3g}, "
+                f"solver {self.solver_}, n_iter {self.n_iter_}, condition {self.condition_number_:.3g}, "
                 f"rank {self.rank_}, {self.status_.name.lower()}"
             )
         return self
@@ -216,9 +303,10 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             before on data with fewer rows than features, of which no moments are kept.
         """
         self._check_parameters()
-        check_solver(self.solver)
         first = not hasattr(self, "coef_")
         blocks = self._open(X, y, sample_weight, reset=first)
+        if is_training(self.solver) and optimizer_recipe(self.solver, self.learning_rate).auto_rate is None:
+            return self._partial_fit_in_users_units(blocks, first)
         if blocks.with_ordinary_weights() is not blocks:
             raise ValueError(
                 "The largest sample_weight of a call of partial_fit must lie between 1e-100 and 1e100. "
@@ -226,9 +314,11 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             )
         before = None if first else self._accumulated(blocks)
         moments = self._merged(before, blocks)
-        solution = solve_accumulated(
-            moments, blocks.n_features, float(self.alpha), bool(self.fit_intercept), float(self.tol)
-        )
+        arguments = (moments, blocks.n_features, float(self.alpha), bool(self.fit_intercept))
+        if is_training(self.solver):
+            solution = self._train_one_pass(blocks, first, geometry_of_accumulated(*arguments, tol=1e-12))
+        else:
+            solution = solve_accumulated(*arguments, tol=float(self.tol))
         self._moments = _to_device(moments, torch.device("cpu"))
         self._keep(solution, blocks)
         return self
@@ -294,14 +384,142 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return tags
 
     def _check_parameters(self) -> None:
-        if not isinstance(self.alpha, Real) or not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha={self.alpha!r} must be a finite number, 0 or more.")
-        if not isinstance(self.tol, Real) or not 0 < self.tol < math.inf:
-            raise ValueError(f"tol={self.tol!r} must be a positive number, such as 1e-12.")
-        if self.max_iter is not None and (not isinstance(self.max_iter, Integral) or self.max_iter < 0):
-            raise ValueError(f"max_iter={self.max_iter!r} must be None or an integer, 0 or more.")
-        if not isinstance(self.fit_intercept, (bool, np.bool_)):
-            raise ValueError(f"fit_intercept={self.fit_intercept!r} must be True or False.")
+        trains = is_training(self.solver)
+        check_solver(self.solver)
+        _check_number("alpha", self.alpha, "a finite number, 0 or more", lambda value: value >= 0)
+        if trains:
+            _check_number("tol", self.tol, "a number, 0 or more; 0 runs all epochs", lambda value: value >= 0)
+        else:
+            _check_number("tol", self.tol, "a positive number, such as 1e-12", lambda value: value > 0)
+        least = 1 if trains else 0
+        if self.max_iter is not None:
+            _check_integer("max_iter", self.max_iter, least, "None or ")
+        if self.batch_size is not None:
+            _check_integer("batch_size", self.batch_size, 1, "None (the full batch) or ")
+        _check_integer("n_iter_no_change", self.n_iter_no_change, 1)
+        _check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0)
+        for name in ("fit_intercept", "early_stopping", "shuffle", "warm_start"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
+        if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
+            _check_number(
+                "learning_rate", self.learning_rate, "'auto' or a positive number", lambda value: value > 0
+            )
+        _check_number(
+            "validation_fraction",
+            self.validation_fraction,
+            "a number between 0 and 1",
+            lambda value: 0 < value < 1,
+        )
+        if trains:
+            return
+        for name, silent in TRAINING_PARAMETERS.items():
+            value = getattr(self, name)
+            if value is not silent and value != silent:
+                raise ValueError(
+                    f"{name}={value!r} has no meaning for solver={self.solver!r}, which does not train. Use "
+                    f"an optimizer, such as solver='adam', or leave {name} at {silent!r}."
+                )
+
+    def _n_epochs(self) -> int:
+        """The most epochs; 0 for solvers that do not train."""
+        if not is_training(self.solver):
+            return 0
+        return DEFAULT_MAX_ITER if self.max_iter is None else int(self.max_iter)
+
+    def _refuse_training(self, **given: Any) -> None:
+        """Raise a ValueError for arguments of `fit` that only training has use for."""
+        names = [name for name, value in given.items() if value is not None]
+        if names:
+            raise ValueError(
+                f"{', '.join(names)} cannot be used by solver={self.solver!r}, which does not train. Use an "
+                "optimizer, such as solver='adam'."
+            )
+
+    def _plan_training(
+        self,
+        problem: Problem,
+        start: Model | None,
+        validation: RowBlocks | None,
+        resume_from: str | Path | None,
+        report: EpochReport,
+    ) -> tuple[Problem, Training]:
+        """The problem of the rows to train on, and how to train."""
+        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        blocks = problem.blocks
+        if self.early_stopping and validation is None:
+            blocks.raise_if_not_finite(problem.name)
+            train_blocks, validation = split(blocks, float(self.validation_fraction), seed)
+            problem = Problem(train_blocks, problem.alpha, problem.fit_intercept, problem.name)
+
+        def report_epoch(epoch: Epoch) -> bool:
+            return report.epoch(epoch, lambda: self._attributes_after(epoch, blocks))
+
+        training = Training(
+            recipe=optimizer_recipe(self.solver, self.learning_rate),
+            make_scheduler=None if self.lr_scheduler is None else scheduler_maker(self.lr_scheduler),
+            batch_size=None if self.batch_size is None else int(self.batch_size),
+            max_iter=self._n_epochs(),
+            tol=float(self.tol),
+            n_iter_no_change=int(self.n_iter_no_change),
+            shuffle=bool(self.shuffle),
+            seed=seed,
+            start=start,
+            validation=validation,
+            early_stopping=bool(self.early_stopping),
+            report=report_epoch if report.listens else None,
+            resume=None if resume_from is None else read_checkpoint(resume_from),
+        )
+        return problem, training
+
+    def _earlier_model(self) -> tuple[Any, Any] | None:
+        """The fitted coefficients and intercept, if training shall start there."""
+        if not (self.warm_start and is_training(self.solver) and hasattr(self, "coef_")):
+            return None
+        return self.coef_, self.intercept_
+
+    def _initial_model(
+        self, blocks: RowBlocks, coef_init: Any, intercept_init: Any, earlier: tuple[Any, Any] | None
+    ) -> Model | None:
+        """Where training starts, if not at 0; float64, in the user's units."""
+        if coef_init is None and intercept_init is None and earlier is None:
+            return None
+        if earlier is not None:
+            coef_init = earlier[0] if coef_init is None else coef_init
+            intercept_init = earlier[1] if intercept_init is None else intercept_init
+        shape = blocks.n_targets, blocks.n_features
+        coef = np.zeros(shape) if coef_init is None else _as_initial("coef_init", coef_init, shape)
+        constant = 0.0 if intercept_init is None else intercept_init
+        if not self.fit_intercept and np.any(np.asarray(_on_host(constant)) != 0):
+            raise ValueError("intercept_init is given, but fit_intercept=False; leave it out.")
+        return coef, _as_initial("intercept_init", constant, shape[:1])
+
+    def _open_validation(
+        self, blocks: RowBlocks, X_val: Any, y_val: Any, sample_weight_val: Any
+    ) -> RowBlocks | None:
+        """The user's own validation rows."""
+        if X_val is None and y_val is None and sample_weight_val is None:
+            return None
+        if X_val is None or y_val is None:
+            raise ValueError("X_val and y_val belong together; give both, or none of the validation data.")
+        device = str(blocks.device)
+        validation = as_row_blocks(X_val, y_val, sample_weight_val, device=device, estimator=self)
+        validate_data(self, X_val, reset=False, skip_check_array=True)
+        if validation.n_targets != blocks.n_targets:
+            raise ValueError(f"y_val has {validation.n_targets} targets, but y has {blocks.n_targets}.")
+        validation.raise_if_not_finite(type(self).__name__)
+        return validation
+
+    def _attributes_after(self, epoch: Epoch, blocks: RowBlocks) -> dict[str, Any]:
+        """What a copy of the estimator needs to predict as if training had ended here."""
+        coef = np.array(epoch.coef, dtype=_dtype_of(blocks))
+        intercept = np.array(epoch.intercept, dtype=coef.dtype)
+        return {
+            "coef_": coef[0] if blocks.one_target else coef,
+            "intercept_": (intercept[0] if blocks.one_target else intercept) if self.fit_intercept else 0.0,
+            "n_iter_": epoch.number,
+            "_training_state": epoch.state,
+        }
 
     def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
         if y is None:
@@ -312,13 +530,54 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         validate_data(self, X, reset=reset, skip_check_array=True)
         return blocks
 
+    def _partial_fit_in_users_units(self, blocks: RowBlocks, first: bool) -> Self:
+        blocks.raise_if_not_finite(type(self).__name__)
+        if not first:
+            self._check_targets(blocks)
+        solution = self._train_one_pass(blocks, first, None)
+        self._moments = None
+        self._keep(solution, blocks)
+        return self
+
+    def _train_one_pass(self, blocks: RowBlocks, first: bool, geometry: Geometry | None) -> Solution:
+        """One pass of the optimizer over the rows, from the coefficients so far."""
+        start = None if first else self._initial_model(blocks, None, None, (self.coef_, self.intercept_))
+        if start is None:
+            start = np.zeros((blocks.n_targets, blocks.n_features)), np.zeros(blocks.n_targets)
+            if geometry is not None and self.fit_intercept:
+                start = start[0], geometry.target_center
+        recipe = optimizer_recipe(self.solver, self.learning_rate)
+        training = Training(
+            recipe=recipe,
+            make_scheduler=None,
+            batch_size=None if self.batch_size is None else int(self.batch_size),
+            max_iter=1,
+            tol=0.0,
+            n_iter_no_change=1,
+            shuffle=bool(self.shuffle),
+            seed=int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)),
+            start=start,
+        )
+        state = None if first else getattr(self, "_optimizer_state", None)
+        model, distance, self._optimizer_state = train_one_pass(
+            blocks, float(self.alpha), bool(self.fit_intercept), training, geometry, state
+        )
+        exact = None if geometry is None else geometry.solution
+        return Solution(
+            coef=model[0].T,
+            intercept=model[1],
+            rank=None if exact is None else exact.rank,
+            condition_number=None if exact is None else exact.condition_number,
+            solver=self._optimizer_state["name"],
+            status=Status.ONE_PASS,
+            n_iter=1 if first else self.n_iter_ + 1,
+            error=0.0,
+            distance=distance,
+        )
+
     def _accumulated(self, blocks: RowBlocks) -> ExactMoments:
         """Moments of the rows given before."""
-        before = None if self.coef_.ndim == 1 else len(self.coef_)
-        now = None if blocks.one_target else blocks.n_targets
-        if now != before:
-            old, new = ("1-D" if n is None else f"2-D with {n} columns" for n in (before, now))
-            raise ValueError(f"y is {new}, but it was {old} in the calls before; keep to one form.")
+        self._check_targets(blocks)
         if self._moments is None:
             raise ValueError(
                 "partial_fit cannot go on after fit on fewer rows than features, or with weights beyond "
@@ -331,6 +590,13 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if isinstance(self._moments, Moments):
             return ExactMoments.from_moments(self._moments)
         return self._moments
+
+    def _check_targets(self, blocks: RowBlocks) -> None:
+        before = None if self.coef_.ndim == 1 else len(self.coef_)
+        now = None if blocks.one_target else blocks.n_targets
+        if now != before:
+            old, new = ("1-D" if n is None else f"2-D with {n} columns" for n in (before, now))
+            raise ValueError(f"y is {new}, but it was {old} in the calls before; keep to one form.")
 
     def _merged(self, before: ExactMoments | None, blocks: RowBlocks) -> ExactMoments:
         """Moments of the rows before and these; rescaled if the squares of these overflow."""
@@ -349,9 +615,9 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             before = before.with_scale(moments.frame.scale)
         return ExactMoments.merge(before, moments)
 
-    def _keep(self, solution: Solution, blocks: RowBlocks) -> None:
+    def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
-        numpy_dtype = np.float32 if blocks.dtype is torch.float32 else np.float64
+        numpy_dtype = _dtype_of(blocks)
         with np.errstate(over="ignore"):
             coef = np.ascontiguousarray(solution.coef.T, dtype=numpy_dtype)
             intercept = solution.intercept.astype(numpy_dtype)
@@ -367,8 +633,25 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.rank_ = solution.rank
         self.condition_number_ = solution.condition_number
         self.solver_ = solution.solver
-        self.status_ = solution.status
+        self.status_ = FitStatus(solution.status, solution.distance)
         self.n_iter_ = solution.n_iter
+        for name in ("loss_curve_", "validation_loss_curve_"):
+            self.__dict__.pop(name, None)  # of an earlier fit
+        if solution.loss_curve is not None:
+            self.loss_curve_ = np.array(solution.loss_curve)
+        if solution.validation_loss_curve is not None:
+            self.validation_loss_curve_ = np.array(solution.validation_loss_curve)
+        self._warn_about(solution, stacklevel=4 + extra_frames)
+
+    def _warn_about(self, solution: Solution, stacklevel: int) -> None:
+        """One warning where the result is less than was asked for."""
+        ended_early = solution.status in (Status.MAX_ITER, Status.NO_PROGRESS)
+        if ended_early and (solution.distance or 0) > math.sqrt(self.tol or 1e-12):
+            warnings.warn(
+                f"After {solution.n_iter} epochs of {solution.solver!r}: {self.status_.message}",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
+            )
         if solution.status is Status.DIGITS_LOST:
             digits = max(0, math.floor(-math.log10(min(1.0, solution.error))))
             warnings.warn(
@@ -376,8 +659,36 @@ class TorchLinearRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 f"for; solver {solution.solver!r}, condition number {solution.condition_number:.2g}). "
                 "Remove nearly dependent columns, use alpha > 0, or accept it with a larger tol.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
+
+
+def _dtype_of(blocks: RowBlocks) -> type[np.floating[Any]]:
+    return np.float32 if blocks.dtype is torch.float32 else np.float64
+
+
+def _check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be {allowed}.")
+    if not holds(value):
+        raise ValueError(f"{name}={value!r} must be {allowed}.")
+
+
+def _check_integer(name: str, value: Any, least: int, otherwise: str = "") -> None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r} must be {otherwise}an integer, {least} or more.")
+
+
+def _as_initial(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of that shape, (n_targets, ...), in float64; for one target without that dimension, too."""
+    array = np.array(_on_host(value), dtype=np.float64)
+    if array.ndim == len(shape) - 1 and shape[0] == 1:
+        array = array[None]
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; {shape} is needed, the number of targets first.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds NaN or infinity.")
+    return array
 
 
 def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:

@@ -19,11 +19,53 @@ class Status(Enum):
     DIGITS_LOST = (
         "The coefficients have fewer correct digits than tol asks for: the columns of X are nearly dependent."
     )
+    MAX_ITER = (
+        "Training ended after max_iter epochs, before the optimum was reached. Use more epochs, another "
+        "learning_rate ('auto' needs no tuning), or solver='auto', which lands on the optimum at once."
+    )
+    NO_PROGRESS = (
+        "Training ended because the loss stopped falling for n_iter_no_change epochs, before the optimum was "
+        "reached. Let the learning rate decay (lr_scheduler), use learning_rate='auto', or solver='auto'."
+    )
+    EARLY_STOPPED = (
+        "Training ended because the validation loss stopped falling for n_iter_no_change epochs; the "
+        "coefficients of its lowest value were taken."
+    )
+    CALLBACK = "Training ended because a callback asked for it."
+    ONE_PASS = "partial_fit made one pass of the optimizer over the rows of its last call."
+
+
+@dataclass(frozen=True)
+class FitStatus:
+    """How a fit ended, and for a trained model how far from the optimum.
+
+    Parameters
+    ----------
+    kind : Status
+        What happened.
+    distance : float or None, default=None
+        For a trained model, the largest difference of a coefficient or the intercept from the optimum of
+        the training objective, with every column of X and y in units of its standard deviation. None for
+        solvers that do not train.
+    """
+
+    kind: Status
+    distance: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of `kind`."""
+        return self.kind.name
 
     @property
     def message(self) -> str:
-        """The text of the status."""
-        return self.value
+        """What the status means and what to do, with the distance from the optimum if that is known."""
+        if self.distance is None:
+            return self.kind.value
+        return f"{self.kind.value} Standardised distance from the optimum: {self.distance:.1e}."
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -31,13 +73,17 @@ class Solution:
     """A solver's result in the user's units.
 
     `error` is an estimate of the largest relative error of a coefficient or intercept; 0 where `tol` is met.
+    The last three are of trained models: `distance` is that of `FitStatus`, the curves have a loss per epoch.
     """
 
     coef: np.ndarray  # shape: (n_features, n_targets)
     intercept: np.ndarray  # shape: (n_targets,)
-    rank: int
-    condition_number: float
+    rank: int | None  # None where no solver has looked
+    condition_number: float | None
     solver: str
     status: Status
     n_iter: int
     error: float
+    distance: float | None = None
+    loss_curve: list[float] | None = None
+    validation_loss_curve: list[float] | None = None

@@ -7,10 +7,32 @@ from typing import NamedTuple
 
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
+from torchlinreg.solvers._coordinates import Model
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact
+from torchlinreg.solvers._geometry import Geometry, geometry_of_accumulated
+from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
+from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train, train_one_pass
 
-__all__ = ["SOLVERS", "Solver", "check_solver", "choose_solver", "is_wide", "solve_accumulated"]
+__all__ = [
+    "DEFAULT_MAX_ITER",
+    "SOLVERS",
+    "Epoch",
+    "Geometry",
+    "Model",
+    "Solver",
+    "Training",
+    "check_solver",
+    "choose_solver",
+    "geometry_of_accumulated",
+    "is_training",
+    "is_wide",
+    "optimizer_recipe",
+    "scheduler_maker",
+    "solve_accumulated",
+    "train",
+    "train_one_pass",
+]
 
 
 class Solver(NamedTuple):
@@ -27,7 +49,7 @@ SOLVERS = {
 }
 
 
-def choose_solver(name: str, problem: Problem) -> Callable[[Problem, float, int | None], Solution]:
+def choose_solver(name: object, problem: Problem) -> Callable[[Problem, float, int | None], Solution]:
     """The function that solves this problem.
 
     Raises
@@ -38,12 +60,16 @@ def choose_solver(name: str, problem: Problem) -> Callable[[Problem, float, int 
     check_solver(name)
     if name == "auto":
         name = "dual" if is_wide(problem) else "cholesky"
-    return SOLVERS[name].solve
+    return SOLVERS[str(name)].solve
 
 
 def check_solver(name: object) -> None:
-    """Raise a ValueError that lists the solvers unless `name` is one."""
-    if isinstance(name, str) and name in ("auto", *SOLVERS):
+    """Raise a ValueError that lists the solvers unless `name` is one or stands for an optimizer."""
+    if is_training(name) or (isinstance(name, str) and name in ("auto", *SOLVERS)):
         return
     known = "; ".join(f"'{key}' ({solver.good_for})" for key, solver in SOLVERS.items())
-    raise ValueError(f"solver={name!r} is not known; use 'auto', or one of {known}.")
+    raise ValueError(
+        f"solver={name!r} is not known; use 'auto', or one of {known}; or train with an optimizer of torch, "
+        f"one of {', '.join(map(repr, sorted(OPTIMIZERS)))}, a subclass of torch.optim.Optimizer, or a "
+        "callable params -> Optimizer."
+    )

@@ -133,7 +133,7 @@ class Fit:
         return max(worst, self._relative_intercept_error()) if self.n_intercepts else worst
 
     def _relative_intercept_error(self) -> float:
-        shift, scale = _shift_and_scale(self.frame)
+        shift, scale = shift_and_scale(self.frame)
         design = self.design[1:]
         terms = (shift[design] * scale[design])[:, None] * self.coef[0][1:]
         constant = shift[self.responses] * scale[self.responses]
@@ -149,26 +149,51 @@ class Fit:
 
 def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """Normal equations in float64, refined where needed; `solve_exact` where the condition asks for it."""
-    fit = fit_moments(problem)
-    if fit is None or fit.rate > SLOWEST_REFINEMENT:
+    fit = _sound_fit_of_moments(problem)
+    if fit is None:
         return solve_exact(problem, tol, max_iter)
     return _finish(problem, fit, "cholesky", tol, max_iter, n_passes=1)
 
 
 def solve_exact(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """Normal equations accumulated to about 100 bits; any condition and rank."""
-    fit = fit_exact_moments(
+    return _finish(problem, _exact_fit(problem), "exact", tol, max_iter, n_passes=2)
+
+
+def solve_with_fit(problem: Problem, tol: float) -> tuple[Solution, Fit]:
+    """The solution that `solve_cholesky` gives, and the fit that it was refined from."""
+    fit = _sound_fit_of_moments(problem)
+    if fit is not None:
+        return _finish(problem, fit, "cholesky", tol, None, n_passes=1), fit
+    fit = _exact_fit(problem)
+    return _finish(problem, fit, "exact", tol, None, n_passes=2), fit
+
+
+def _sound_fit_of_moments(problem: Problem) -> Fit | None:
+    """The fit of float64 moments, or None where refinement would not converge from it."""
+    fit = fit_moments(problem)
+    return None if fit is None or fit.rate > SLOWEST_REFINEMENT else fit
+
+
+def _exact_fit(problem: Problem) -> Fit:
+    return fit_exact_moments(
         problem.exact_moments, problem.blocks.n_features, problem.alpha, problem.fit_intercept
     )
-    return _finish(problem, fit, "exact", tol, max_iter, n_passes=2)
 
 
 def solve_accumulated(
     moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool, tol: float
 ) -> Solution:
     """The same from moments alone, whose rows are gone."""
+    return solve_accumulated_with_fit(moments, n_features, alpha, fit_intercept, tol)[0]
+
+
+def solve_accumulated_with_fit(
+    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool, tol: float
+) -> tuple[Solution, Fit]:
+    """The same, and the fit that it comes from."""
     fit = fit_exact_moments(moments, n_features, alpha, fit_intercept)
-    return _to_solution(fit, "exact", tol, n_passes=1)
+    return _to_solution(fit, "exact", tol, n_passes=1), fit
 
 
 def fit_moments(problem: Problem) -> Fit | None:
@@ -280,7 +305,7 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
         # The columns of the largest units stay: the least norm, in the user's units, then has small
         # multipliers.
         units = -np.log2(np.where(resolved, inverse_norm, 1.0)) - np.log2(
-            _shift_and_scale(moments.frame)[1][1:]
+            shift_and_scale(moments.frame)[1][1:]
         )
         priority = np.exp2(2 * (units - units.max())[features])
         upper, order, rank = dd.prioritised_cholesky(design_gram, rank, priority)
@@ -396,12 +421,12 @@ def _offset_in_norm(fit: Fit) -> float:
 
 def _means_of_unit_columns(fit: Fit) -> np.ndarray:
     """Means as seen from 0 of the design's columns, of unit norm about their means."""
-    shift, scale = _shift_and_scale(fit.frame)
+    shift, scale = shift_and_scale(fit.frame)
     design = fit.design[1:]
     return (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
 
 
-def _shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+def shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     shift = frame.shift.cpu().numpy()
     return shift, np.ones_like(shift) if frame.scale is None else frame.scale.cpu().numpy()
 
@@ -484,7 +509,7 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
 
 def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     """Coefficients, shape (n_columns, n_responses), and intercepts, shape (1, n_responses)."""
-    shift, scale = _shift_and_scale(fit.frame)
+    shift, scale = shift_and_scale(fit.frame)
     first = fit.n_intercepts
     columns = fit.design[first:]
     change = scale[columns][:, None] / scale[fit.responses]

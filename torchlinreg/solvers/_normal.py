@@ -47,14 +47,7 @@ class Factor:
     @cached_property
     def gains(self) -> np.ndarray:
         """How an error of the predictions reaches each coefficient: row norms of ``upper^-1``."""
-        if len(self.upper) == 0:
-            return np.zeros(0)
-        if len(self.upper) in TORCH_SIZES:
-            one = torch.eye(len(self.upper), dtype=torch.float64)
-            inverse = torch.linalg.solve_triangular(torch.from_numpy(self.upper), one, upper=True).numpy()
-        else:
-            inverse = lapack.dtrtri(self.upper.T, lower=1)[0].T
-        return np.sqrt((np.triu(inverse) ** 2).sum(1))
+        return np.sqrt((np.triu(inverse_of_upper(self.upper)) ** 2).sum(1))
 
     def energy(self, change: np.ndarray) -> np.ndarray:
         """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.
@@ -88,6 +81,16 @@ def solve_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
     if len(upper) in TORCH_SIZES:
         return torch.cholesky_solve(torch.from_numpy(right), torch.from_numpy(upper), upper=True).numpy()
     return lapack.dpotrs(upper.T, right, lower=1)[0]
+
+
+def inverse_of_upper(upper: np.ndarray) -> np.ndarray:
+    """The inverse of a triangular factor, of which the upper triangle counts."""
+    if len(upper) == 0:
+        return upper
+    if len(upper) in TORCH_SIZES:
+        one = torch.eye(len(upper), dtype=torch.float64)
+        return torch.linalg.solve_triangular(torch.from_numpy(upper), one, upper=True).numpy()
+    return lapack.dtrtri(upper.T, lower=1)[0].T
 
 
 def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:

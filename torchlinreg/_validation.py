@@ -1,0 +1,71 @@
+"""Splitting rows for early stopping, and the loss on the rows that are left out of training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from torchlinreg._blocks import Block, RowBlocks
+
+# Odd constants of the splitmix64 generator (Steele, Lea, Flood 2014).
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIXERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+def split(blocks: RowBlocks, fraction: float, seed: int) -> tuple[RowBlocks, RowBlocks]:
+    """Rows to train on and rows to validate on: `fraction` of the distinct rows, chosen by their values.
+
+    A row's place depends on its values and the seed alone. So copies of a row stay together, a weight of
+    2 is two copies, a weight of 0 is none, and the order of the rows does not matter.
+    """
+    hashes = _row_hashes(blocks, seed)
+    weight = torch.ones(blocks.n_samples, dtype=torch.float64, device=blocks.device)
+    weight = weight if blocks.weight is None else blocks.weight
+    distinct = np.unique(hashes[(weight > 0).cpu().numpy()])
+    n_validation = round(fraction * len(distinct))
+    if not 0 < n_validation < len(distinct):
+        raise ValueError(
+            f"validation_fraction={fraction} of {len(distinct)} distinct rows leaves no rows to train or to "
+            "validate on. Use another validation_fraction, give X_val and y_val, or early_stopping=False."
+        )
+    chosen = torch.from_numpy(hashes < distinct[n_validation]).to(blocks.device)
+    return blocks.with_weight(weight * ~chosen), blocks.with_weight(weight * chosen)
+
+
+def _row_hashes(blocks: RowBlocks, seed: int) -> np.ndarray:
+    """A number in 0 to 2**64 - 1 of the values of x and y in each row."""
+    parts = []
+    for block in blocks.dense():
+        assert block.X is not None
+        columns = torch.cat([block.X.to(torch.float64), block.y], dim=1).cpu().numpy() + 0.0  # -0.0 is 0.0
+        with np.errstate(over="ignore"):
+            state = np.full(len(columns), np.uint64(seed) * GOLDEN)
+            for column in columns.T:
+                state = _mixed(state + GOLDEN ^ np.ascontiguousarray(column).view(np.uint64))
+        parts.append(state)
+    return np.concatenate(parts)
+
+
+def _mixed(state: np.ndarray) -> np.ndarray:
+    state = (state ^ (state >> np.uint64(30))) * MIXERS[0]
+    state = (state ^ (state >> np.uint64(27))) * MIXERS[1]
+    return state ^ (state >> np.uint64(31))
+
+
+def squared_losses(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    """Weighted means of the squared error / 2, summed over the targets, of several models; one pass.
+
+    `coef` has shape (n_models, n_targets, n_features), `intercept` (n_models, n_targets).
+    """
+    n_models, n_targets, n_features = coef.shape
+    weights = torch.from_numpy(coef.reshape(-1, n_features).T.copy()).to(blocks.device)
+    constant = torch.from_numpy(intercept.reshape(-1)).to(blocks.device)
+
+    def of(block: Block) -> torch.Tensor:
+        assert block.X is not None
+        residual = torch.addmm(constant, block.X.to(torch.float64), weights) - block.y.repeat(1, n_models)
+        total = torch.ones_like(block.y[:, 0]) if block.weight is None else block.weight
+        return torch.cat([total @ residual.square(), total.sum()[None]])
+
+    sums = blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
+    return sums[:-1].reshape(n_models, n_targets).sum(1) / (2 * sums[-1])

@@ -1,0 +1,130 @@
+"""What an optimizer's parameters mean: the user's coefficients, or coordinates in which training is easy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from torchlinreg.solvers._geometry import Geometry
+
+Model = tuple[np.ndarray, np.ndarray]  # coef, shape: (n_targets, n_features); intercept, shape: (n_targets,)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The map from parameters, shape (n_targets, n_coordinates), the intercept's last, to the user's units.
+
+    It is anchored at the optimum, so that parameters near `optimum` give coefficients near the optimal ones
+    to their last digit, however ill-conditioned the map.
+    """
+
+    geometry: Geometry | None  # None where only a pass over rows in the user's units is made
+    fit_intercept: bool
+    optimum: np.ndarray  # shape: (n_targets, n_coordinates)
+    start: np.ndarray  # shape: (n_targets, n_coordinates)
+    scale: np.ndarray  # of the targets; shape: (n_targets,)
+    transform: np.ndarray | None  # of the coefficients; None for the user's units
+
+    @property
+    def about(self) -> Geometry:
+        """The geometry, where there is one."""
+        assert self.geometry is not None
+        return self.geometry
+
+    def model(self, parameters: np.ndarray) -> Model:
+        """Coefficients and intercepts, with any leading dimensions that `parameters` has."""
+        if self.transform is None:
+            if self.fit_intercept:
+                return parameters[..., :-1], parameters[..., -1]
+            return parameters, np.zeros(parameters.shape[:-1])
+        change = (parameters - self.optimum) * self.scale[:, None]
+        moved = (change[..., :-1] if self.fit_intercept else change) @ self.transform.T
+        coef = self.about.solution.coef.T + moved
+        intercept = np.broadcast_to(self.about.solution.intercept, coef.shape[:-1])
+        if self.fit_intercept:
+            intercept = intercept + change[..., -1] - moved @ self.about.center
+        return coef, intercept
+
+    def rows(self, X: torch.Tensor) -> torch.Tensor:
+        """Rows, shape (n_rows, n_coordinates), whose products with parameters predict, but for the scale."""
+        X = X.to(torch.float64)
+        if self.transform is not None:
+            center = torch.from_numpy(self.about.center).to(X.device)
+            X = (X - center) @ torch.from_numpy(self.transform).to(X.device)
+        return torch.cat([X, X.new_ones((len(X), 1))], dim=1) if self.fit_intercept else X
+
+    def excess(self, parameters: np.ndarray, alpha: float) -> np.ndarray:
+        """The objective above its optimum, per target; leading dimensions as in `model`."""
+        change = (parameters - self.optimum) * self.scale[:, None]
+        if self.transform is not None:
+            return (change**2).sum(-1) / 2
+        coef = change[..., :-1] if self.fit_intercept else change
+        mean_error = change[..., -1] + coef @ self.about.center if self.fit_intercept else 0.0
+        spread = (self.about.curvature(coef) * coef).sum(-1) + alpha * (coef**2).sum(-1)
+        return (spread + mean_error**2) / 2
+
+    def distance(self, parameters: np.ndarray) -> float:
+        """The largest standardised difference of a coefficient or intercept from the optimum."""
+        geometry = self.about
+        coef, intercept = self.model(parameters)
+        change = coef - geometry.solution.coef.T
+        in_spreads = np.abs(change * geometry.spread).max(-1, initial=0.0)
+        mean_error = np.abs(intercept - geometry.solution.intercept + change @ geometry.center)
+        return float((np.maximum(in_spreads, mean_error) / geometry.target_unit).max())
+
+
+def users_units(geometry: Geometry, start: Model | None, fit_intercept: bool) -> Coordinates:
+    """The coefficients and the intercept themselves, as in a loop on the raw data."""
+    optimum = _joined(geometry.solution.coef.T, geometry.solution.intercept, fit_intercept)
+    return Coordinates(
+        geometry=geometry,
+        fit_intercept=fit_intercept,
+        optimum=optimum,
+        start=np.zeros_like(optimum) if start is None else _joined(*start, fit_intercept),
+        scale=np.ones(len(optimum)),
+        transform=None,
+    )
+
+
+def users_units_without_optimum(start: Model, fit_intercept: bool) -> Coordinates:
+    """The same for a pass over rows whose optimum nobody knows."""
+    first = _joined(*start, fit_intercept)
+    return Coordinates(
+        geometry=None,
+        fit_intercept=fit_intercept,
+        optimum=np.full_like(first, np.nan),
+        start=first,
+        scale=np.ones(len(first)),
+        transform=None,
+    )
+
+
+def unit_sphere(geometry: Geometry, start: Model | None, fit_intercept: bool) -> Coordinates:
+    """Whitened coordinates, in which the objective is a sphere and the start is at distance 1 of its centre.
+
+    Without a start, that is at coefficients of 0 and the intercept that fits them.
+    """
+    coef, intercept = geometry.solution.coef.T, geometry.solution.intercept
+    optimum = _joined(coef @ geometry.inverse.T, np.zeros_like(intercept), fit_intercept)
+    first = np.zeros_like(optimum)
+    if start is not None:
+        mean_error = start[1] - intercept + (start[0] - coef) @ geometry.center
+        first = _joined(start[0] @ geometry.inverse.T, mean_error, fit_intercept)
+    radius = np.sqrt(((optimum - first) ** 2).sum(1))
+    scale = np.where(radius > 0, radius, 1.0)
+    return Coordinates(
+        geometry=geometry,
+        fit_intercept=fit_intercept,
+        optimum=optimum / scale[:, None],
+        start=first / scale[:, None],
+        scale=scale,
+        transform=geometry.transform,
+    )
+
+
+def _joined(coef: np.ndarray, intercept: np.ndarray, fit_intercept: bool) -> np.ndarray:
+    if not fit_intercept:
+        return np.array(coef, dtype=np.float64, order="C")
+    return np.concatenate([coef, intercept[:, None]], axis=1, dtype=np.float64)

@@ -1,0 +1,169 @@
+"""The optimum and the shape of the training objective around it: what training steers by and is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from torchlinreg._exact_moments import ExactMoments
+from torchlinreg._problem import Problem
+from torchlinreg._solution import Solution
+from torchlinreg.solvers._dual import is_wide, solve_dual
+from torchlinreg.solvers._exact import (
+    Fit,
+    in_user_units,
+    shift_and_scale,
+    solve_accumulated_with_fit,
+    solve_with_fit,
+)
+from torchlinreg.solvers._normal import inverse_of_upper
+
+# Singular values of wide rows below this share of the largest belong to rows that depend on each other.
+DEPENDENT_ROWS = 1e-12
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The squared-error objective about its optimum, in the user's units.
+
+    With ``coef = transform @ z`` the objective is, up to a constant, half the squared distance of `z` from
+    its optimum, plus half the square of the predictions' mean error.
+    """
+
+    solution: Solution
+    weight_sum: float
+    center: np.ndarray  # means of x, 0 without intercept; shape: (n_features,)
+    spread: np.ndarray  # standard deviations of x, about 0 without intercept; shape: (n_features,)
+    target_center: np.ndarray  # shape: (n_targets,)
+    target_spread: np.ndarray  # shape: (n_targets,)
+    transform: np.ndarray  # shape: (n_features, rank)
+    inverse: np.ndarray  # of transform, from the left; shape: (rank, n_features)
+    scatter: np.ndarray | None  # weighted mean of centred x x.T; None for wide rows
+    rows: np.ndarray | None  # centred rows times sqrt(weight / weight_sum), of wide data only
+    floor: np.ndarray  # the objective at the optimum; shape: (n_targets,)
+
+    @property
+    def target_unit(self) -> np.ndarray:
+        """What differences of predictions are measured in: the spread of y, else its size, else 1."""
+        size = np.where(self.target_spread > 0, self.target_spread, np.abs(self.target_center))
+        return np.where(size > 0, size, 1.0)
+
+    def curvature(self, coef: np.ndarray) -> np.ndarray:
+        """The centred rows' second moments times coefficients, shape (..., n_features)."""
+        if self.scatter is not None:
+            return coef @ self.scatter
+        assert self.rows is not None
+        return (coef @ self.rows.T) @ self.rows
+
+
+def geometry_of(problem: Problem, tol: float) -> Geometry:
+    """Solve the problem exactly and describe the objective; costs a fit."""
+    return _of_rows(problem, tol) if is_wide(problem) else _of_moments(problem, tol)
+
+
+def geometry_of_accumulated(
+    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool, tol: float
+) -> Geometry:
+    """The same from moments alone, whose rows are gone."""
+    solution, fit = solve_accumulated_with_fit(moments, n_features, alpha, fit_intercept, tol)
+    return _of_fit(solution, fit, moments.high.cpu().numpy(), fit_intercept)
+
+
+def _of_moments(problem: Problem, tol: float) -> Geometry:
+    solution, fit = solve_with_fit(problem, tol)
+    return _of_fit(solution, fit, problem.moments.raw.cpu().numpy(), problem.fit_intercept)
+
+
+def _of_fit(solution: Solution, fit: Fit, raw: np.ndarray, fit_intercept: bool) -> Geometry:
+    """From raw moments in the fit's frame."""
+    n_features = fit.n_features
+    raw = np.triu(raw) + np.triu(raw, 1).T
+    weight_sum = float(raw[0, 0])
+    shift, scale = (values[1:] for values in shift_and_scale(fit.frame))
+    mean = np.zeros_like(shift)
+    scatter = raw[1:, 1:]
+    if fit_intercept:
+        mean = raw[0, 1:] / weight_sum
+        scatter = scatter - np.outer(raw[0, 1:], mean)
+    scatter = scatter / weight_sum / scale[:, None] / scale
+    spread = np.sqrt(np.maximum(scatter.diagonal(), 0.0))
+    center = shift + mean / scale
+    transform, inverse = _whitening(fit, scale[:n_features])
+    y_scale = scale[n_features:]
+    rss = np.maximum(fit.rss[: len(y_scale)], 0.0) / weight_sum / y_scale**2
+    return Geometry(
+        solution=solution,
+        weight_sum=weight_sum,
+        center=center[:n_features],
+        spread=spread[:n_features],
+        target_center=center[n_features:],
+        target_spread=spread[n_features:],
+        transform=transform,
+        inverse=inverse,
+        scatter=scatter[:n_features, :n_features],
+        rows=None,
+        floor=rss / 2,
+    )
+
+
+def _whitening(fit: Fit, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The transform of `Geometry`, and its inverse, from a fit's factor.
+
+    Dependent columns are ``X_active @ transfer``; the least norm spreads over them the coefficients that
+    independent columns would have by themselves.
+    """
+    columns = fit.design[fit.n_intercepts :] - 1
+    root = np.sqrt(fit.factor.weight_sum)
+    unit = fit.factor.norm / scale[columns]
+    active = np.triu(inverse_of_upper(fit.factor.upper)) * root / unit[:, None]
+    back = fit.factor.upper * unit / root
+    dependent = fit.responses <= fit.n_features
+    others = fit.responses[dependent] - 1
+    transform = np.zeros((fit.n_features, len(columns)))
+    inverse = np.zeros((len(columns), fit.n_features))
+    inverse[:, columns] = back
+    if len(others):
+        transfer = in_user_units(fit)[0][0][:, dependent]
+        active = np.linalg.solve(np.eye(len(columns)) + transfer @ transfer.T, active)
+        transform[others] = transfer.T @ active
+        inverse[:, others] = back @ transfer
+    transform[columns] = active
+    return transform, inverse
+
+
+def _of_rows(problem: Problem, tol: float) -> Geometry:
+    """The same for fewer rows than features, all of which are held at once."""
+    solution = solve_dual(problem, tol, None)
+    blocks = problem.blocks.positive_weight_rows()
+    X = np.concatenate([block.X.double().cpu().numpy() for block in blocks.dense() if block.X is not None])
+    y = blocks.y.cpu().numpy()
+    weight = np.ones(len(y)) if blocks.weight is None else blocks.weight.cpu().numpy()
+    weight_sum = float(weight.sum())
+    center, target_center = np.zeros(X.shape[1]), np.zeros(y.shape[1])
+    if problem.fit_intercept:
+        center, target_center = weight @ X / weight_sum, weight @ y / weight_sum
+        constant = (X[:1] == X).all(0)
+        center[constant] = X[0, constant]
+    root = np.sqrt(weight / weight_sum)[:, None]
+    rows = (X - center) * root
+    spread = np.sqrt((rows**2).sum(0))
+    _, values, right = np.linalg.svd(rows, full_matrices=False)
+    kept = values > DEPENDENT_ROWS * values.max(initial=0.0)
+    whitened = np.sqrt(values[kept] ** 2 + problem.alpha)
+    centred_y = (y - target_center) * root
+    residual = centred_y - rows @ solution.coef
+    penalty = problem.alpha * (solution.coef**2).sum(0)
+    return Geometry(
+        solution=solution,
+        weight_sum=weight_sum,
+        center=center,
+        spread=spread,
+        target_center=target_center,
+        target_spread=np.sqrt((centred_y**2).sum(0)),
+        transform=right[kept].T / whitened,
+        inverse=right[kept] * whitened[:, None],
+        scatter=None,
+        rows=rows,
+        floor=((residual**2).sum(0) + penalty) / 2,
+    )

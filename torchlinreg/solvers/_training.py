@@ -1,0 +1,389 @@
+"""Training the neuron with an optimizer of torch, full batch or mini-batch, on the squared-error objective.
+
+Full-batch gradients come from the moments of the rows, so that an epoch costs O(n_features^2) whatever the
+number of rows. With an automatic learning rate, training happens in whitened coordinates, where the objective
+is a sphere, and the gradients of mini-batches are corrected by the full gradient at the epoch's start
+(Johnson, Zhang 2013, Accelerating stochastic gradient descent using predictive variance reduction), so that
+their noise vanishes at the optimum.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from torchlinreg._blocks import RowBlocks
+from torchlinreg._problem import Problem
+from torchlinreg._solution import Solution, Status
+from torchlinreg._validation import squared_losses
+from torchlinreg.solvers._coordinates import (
+    Coordinates,
+    Model,
+    unit_sphere,
+    users_units,
+    users_units_without_optimum,
+)
+from torchlinreg.solvers._geometry import Geometry, geometry_of
+from torchlinreg.solvers._optimizers import MakeScheduler, Recipe
+from torchlinreg.solvers._passes import FullBatch, MiniBatches, Neuron, largest_curvature
+
+DEFAULT_MAX_ITER = 1000
+# Epochs of full-batch training whose losses are evaluated at once: 64 at once cost 1 us each, 1 by 1 30 us.
+EPOCHS_AT_ONCE = 64
+# A loss this many times that of the start, or of the optimum, has no way back.
+DIVERGED = 1e6
+# With an automatic rate, an epoch may not leave the objective this many times higher above its optimum; the
+# rate is halved where it does, at most so many times.
+LARGEST_RISE = 4.0
+ROUNDING = 1e-24
+MAX_CUTS = 60
+STATE_FORMAT = 1
+
+
+class Epoch(NamedTuple):
+    """What can be seen of training after an epoch."""
+
+    number: int  # from 1 on
+    loss: float
+    validation_loss: float | None
+    coef: np.ndarray  # shape: (n_targets, n_features)
+    intercept: np.ndarray  # shape: (n_targets,)
+    state: Callable[[], dict[str, Any]]  # what `Training.resume` takes, made on demand
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. `report` sees every epoch and may stop; None reports nothing, which is quicker."""
+
+    recipe: Recipe
+    make_scheduler: MakeScheduler | None
+    batch_size: int | None
+    max_iter: int
+    tol: float
+    n_iter_no_change: int
+    shuffle: bool
+    seed: int
+    start: Model | None = None
+    validation: RowBlocks | None = None
+    early_stopping: bool = False  # by the validation loss, whose lowest point is then taken
+    report: Callable[[Epoch], bool] | None = None
+    resume: Mapping[str, Any] | None = None
+
+
+def train(problem: Problem, training: Training) -> Solution:
+    """Train on all rows until an end that `Status` names.
+
+    Raises
+    ------
+    FloatingPointError
+        The loss grew beyond all bounds with the user's learning rate.
+    ValueError
+        The state to resume from belongs to other data or settings.
+    """
+    geometry = geometry_of(problem, tol=1e-12)
+    automatic = training.recipe.auto_rate is not None
+    place = unit_sphere if automatic else users_units
+    coordinates = place(geometry, training.start, problem.fit_intercept)
+    loop = _Loop(problem, training, coordinates)
+    if training.resume is not None:
+        loop.load(training.resume)
+    status = loop.run()
+    return _solution(loop, status)
+
+
+class _Loop:
+    """The state of training between epochs, and the steps that change it."""
+
+    def __init__(self, problem: Problem, training: Training, coordinates: Coordinates) -> None:
+        self.training = training
+        self.coordinates = coordinates
+        self.alpha = problem.alpha
+        self.automatic = training.recipe.auto_rate is not None
+        n_rows = problem.blocks.n_samples
+        full = training.batch_size is None or training.batch_size >= n_rows
+        self.generator = torch.Generator().manual_seed(training.seed)
+        self.passes: FullBatch | MiniBatches
+        if full:
+            self.passes = FullBatch(coordinates, problem.alpha)
+        else:
+            assert training.batch_size is not None
+            self.passes = MiniBatches(
+                problem.blocks,
+                coordinates,
+                problem.alpha,
+                training.batch_size,
+                self.generator if training.shuffle else None,
+                corrected=self.automatic,
+            )
+        self.full = full
+        self.floor = float(coordinates.about.floor.sum())
+        self.epoch = 0
+        self.loss_curve: list[float] = []
+        self.validation_curve: list[float] = []
+        self.cuts = 0
+        self.lowest = np.inf  # of what n_iter_no_change watches
+        self.unimproved = 0
+        self.best_parameters = coordinates.start
+        self._start_neuron(coordinates.start)
+        self.first_loss = self.floor + self._excess(coordinates.start)
+
+    def _start_neuron(self, parameters: np.ndarray) -> None:
+        self.neuron = Neuron(
+            parameters, self.coordinates.fit_intercept, self.passes.device, self.training.recipe
+        )
+        make = self.training.make_scheduler
+        self.scheduler = None if make is None else make(self.neuron.optimizer)
+
+    def run(self) -> Status:
+        """Train until an end."""
+        training = self.training
+        while self.epoch < training.max_iter:
+            status = self._some_epochs(min(self._epochs_at_once(), training.max_iter - self.epoch))
+            if status is not None:
+                return status
+        return Status.MAX_ITER
+
+    def _epochs_at_once(self) -> int:
+        watched = self.training.report is not None or isinstance(self.scheduler, ReduceLROnPlateau)
+        return 1 if watched or not self.full else EPOCHS_AT_ONCE
+
+    def _some_epochs(self, n_epochs: int) -> Status | None:
+        """Run epochs, then look at each; where one was the last, what came after is undone."""
+        before = self.neuron.parameters()
+        history = np.empty((n_epochs, *before.shape))
+        for index in range(n_epochs):
+            self._set_rate(self.epoch + index)
+            self.passes.run(self.neuron)
+            history[index] = self.neuron.parameters()
+            if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step()
+        with np.errstate(over="ignore", invalid="ignore"):
+            excess = self.coordinates.excess(history, self.alpha).sum(1)
+        if self.automatic and not self._is_tame(excess, before):
+            return self._cut(before)
+        validation = self._validation_losses(history)
+        for index in range(n_epochs):
+            status = self._after_epoch(history[index], float(excess[index]), validation[index])
+            if status is not None:
+                self.neuron.set_parameters(history[index])
+                return status
+        return None
+
+    def _excess(self, parameters: np.ndarray) -> float:
+        return float(self.coordinates.excess(parameters, self.alpha).sum())
+
+    def _set_rate(self, epoch: int) -> None:
+        """With an automatic rate and no scheduler of the user's, the rate falls to 0 as a square."""
+        if not self.automatic or self.training.make_scheduler is not None:
+            return
+        rate = self.training.recipe.auto_rate
+        assert rate is not None
+        left = 1.0 if self.neuron.searches_lines else (1 - epoch / self.training.max_iter) ** 2
+        noise = 1.0 if self.neuron.searches_lines else self.passes.noise
+        self.neuron.set_rate(rate * left / noise / 2**self.cuts)
+
+    def _is_tame(self, excess: np.ndarray, before: np.ndarray) -> bool:
+        """Whether no epoch raised the excess much, but for rounding."""
+        first = self._excess(before)
+        previous = np.concatenate([[first], excess[:-1]])
+        bound = LARGEST_RISE * np.maximum(previous, first) + ROUNDING * (self.first_loss - self.floor)
+        return bool((excess <= bound).all())
+
+    def _cut(self, parameters: np.ndarray) -> Status | None:
+        """Go back, and on with half the rate and a fresh optimizer."""
+        self.cuts += 1
+        self._start_neuron(parameters)
+        if self.training.make_scheduler is not None:
+            self.neuron.set_rate(self.neuron.rate / 2**self.cuts)
+        return Status.NO_PROGRESS if self.cuts > MAX_CUTS else None
+
+    def _validation_losses(self, history: np.ndarray) -> list[float | None]:
+        if self.training.validation is None:
+            return [None] * len(history)
+        with np.errstate(over="ignore", invalid="ignore"):
+            coef, intercept = self.coordinates.model(history)
+            return squared_losses(self.training.validation, coef, intercept).tolist()
+
+    def _after_epoch(self, parameters: np.ndarray, excess: float, validation: float | None) -> Status | None:
+        """Record the epoch; the status if it was the last."""
+        training = self.training
+        self.epoch += 1
+        loss = self.floor + excess
+        if not loss <= DIVERGED * max(self.first_loss, self.floor):  # true for NaN, too
+            self._raise_diverged(loss)
+        self.loss_curve.append(loss)
+        if validation is not None:
+            self.validation_curve.append(validation)
+        watched = validation if training.early_stopping and validation is not None else excess
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(loss if validation is None else validation)
+        if watched < self.lowest - training.tol * abs(self.lowest) or not np.isfinite(self.lowest):
+            self.lowest, self.unimproved = watched, 0
+            self.best_parameters = parameters.copy()
+        else:
+            self.unimproved += 1
+        if training.report is not None:
+            coef, intercept = self.coordinates.model(parameters)
+            epoch = Epoch(self.epoch, loss, validation, coef, intercept, self.state)
+            if training.report(epoch):
+                return Status.CALLBACK
+        if training.tol == 0:
+            return None
+        unit = self.coordinates.about.target_unit
+        if np.sqrt(2 * self.coordinates.excess(parameters, self.alpha)).max() <= training.tol * unit.min():
+            return Status.OPTIMAL
+        if self.unimproved < training.n_iter_no_change:
+            return None
+        if training.early_stopping:
+            return Status.EARLY_STOPPED
+        # The automatic schedule settles down only at its end.
+        scheduled = self.automatic and training.make_scheduler is None
+        return None if scheduled else Status.NO_PROGRESS
+
+    def _raise_diverged(self, loss: float) -> None:
+        stable = 2 / largest_curvature(self.coordinates, self.alpha)
+        raise FloatingPointError(
+            f"Training diverged: after epoch {self.epoch} the loss is {loss:.2g}, from "
+            f"{self.first_loss:.2g} at the start. The learning rate {self.neuron.rate:g} is too "
+            "large for these data; gradient descent "
+            f"on the full batch is stable below {stable:.2g}. Use a smaller learning_rate, or "
+            "learning_rate='auto', which needs no tuning."
+        )
+
+    @property
+    def final_parameters(self) -> np.ndarray:
+        """Those of the lowest validation loss, else the last."""
+        return self.best_parameters if self.training.early_stopping else self.neuron.parameters()
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs to go on as if nothing had happened; of tensors, numbers and lists."""
+        return {
+            "format": STATE_FORMAT,
+            "shape": list(self.coordinates.start.shape),
+            "optimum": torch.from_numpy(self.coordinates.optimum.copy()),
+            "parameters": torch.from_numpy(self.neuron.parameters()),
+            "optimizer": copy.deepcopy(self.neuron.optimizer.state_dict()),
+            "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
+            "generator": self.generator.get_state(),
+            "epoch": self.epoch,
+            "loss_curve": list(self.loss_curve),
+            "validation_curve": list(self.validation_curve),
+            "cuts": self.cuts,
+            "lowest": float(self.lowest),
+            "unimproved": self.unimproved,
+            "best_parameters": torch.from_numpy(self.best_parameters.copy()),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of a loop on the same data."""
+        if state["format"] != STATE_FORMAT:
+            raise ValueError(
+                f"The checkpoint has format {state['format']!r}; this version reads {STATE_FORMAT}."
+            )
+        same_shape = state["shape"] == list(self.coordinates.start.shape)
+        if not same_shape or not np.allclose(
+            state["optimum"].numpy(), self.coordinates.optimum, rtol=1e-6, atol=1e-6
+        ):
+            raise ValueError(
+                "The checkpoint belongs to other data, or to another alpha, fit_intercept or kind of "
+                "learning_rate. Give the X, y and weights it was written with, or fit without resume_from."
+            )
+        self.neuron.set_parameters(state["parameters"].numpy())
+        self.neuron.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        self.epoch = state["epoch"]
+        self.loss_curve, self.validation_curve = list(state["loss_curve"]), list(state["validation_curve"])
+        self.cuts, self.lowest, self.unimproved = state["cuts"], state["lowest"], state["unimproved"]
+        self.best_parameters = state["best_parameters"].numpy().copy()
+
+
+def _solution(loop: _Loop, status: Status) -> Solution:
+    coordinates = loop.coordinates
+    exact = coordinates.about.solution
+    parameters = loop.final_parameters
+    coef, intercept = coordinates.model(parameters)
+    if status is Status.OPTIMAL and loop.automatic:
+        status = exact.status  # which knows of dependent columns and lost digits
+    return Solution(
+        coef=np.array(coef.T),
+        intercept=np.array(intercept),
+        rank=exact.rank,
+        condition_number=exact.condition_number,
+        solver=type(loop.neuron.optimizer).__name__.lower(),
+        status=status,
+        n_iter=loop.epoch,
+        error=exact.error,
+        distance=coordinates.distance(parameters),
+        loss_curve=loop.loss_curve,
+        validation_loss_curve=loop.validation_curve if loop.training.validation is not None else None,
+    )
+
+
+def train_one_pass(
+    blocks: RowBlocks,
+    alpha: float,
+    fit_intercept: bool,
+    training: Training,
+    geometry: Geometry | None,
+    state: Mapping[str, Any] | None,
+) -> tuple[Model, float | None, dict[str, Any]]:
+    """One pass of the optimizer over rows, from ``training.start`` on: the model, its distance and the state.
+
+    With a geometry, of all rows seen so far, training heads for their optimum, at an automatic rate and with
+    a fresh optimizer, since the coordinates have changed. Else it is a pass of the user's own loop, and the
+    optimizer goes on from `state`.
+    """
+    assert training.start is not None
+    if geometry is None:
+        coordinates = users_units_without_optimum(training.start, fit_intercept)
+    else:
+        coordinates = unit_sphere(geometry, training.start, fit_intercept)
+    generator = torch.Generator().manual_seed(training.seed)
+    if state is not None:
+        generator.set_state(state["generator"])
+    passes = MiniBatches(
+        blocks,
+        coordinates,
+        alpha,
+        min(training.batch_size or blocks.n_samples, blocks.n_samples),
+        generator if training.shuffle else None,
+        corrected=geometry is not None,
+    )
+    neuron = Neuron(coordinates.start, fit_intercept, passes.device, training.recipe)
+    if geometry is not None and not neuron.searches_lines:
+        neuron.set_rate(neuron.rate / passes.noise)
+    name = type(neuron.optimizer).__name__.lower()
+    if state is not None and geometry is None and state["name"] == name:
+        neuron.optimizer.load_state_dict(state["optimizer"])
+    passes.run(neuron)
+    parameters = neuron.parameters()
+    distance = None if geometry is None else coordinates.distance(parameters)
+    after = {
+        "name": name,
+        "generator": generator.get_state(),
+        "optimizer": copy.deepcopy(neuron.optimizer.state_dict()),
+    }
+    model = coordinates.model(parameters)
+    _raise_if_diverged(blocks, training.start, model, neuron.rate)
+    return model, distance, after
+
+
+def _raise_if_diverged(blocks: RowBlocks, before: Model, after: Model, rate: float) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        coef, intercept = (np.stack(pair) for pair in zip(before, after, strict=True))
+        first, last = squared_losses(blocks, coef, intercept)
+    if not last <= DIVERGED * first and not last <= ROUNDING:
+        raise FloatingPointError(
+            f"Training diverged: the loss on the rows of this call of partial_fit rose from {first:.2g} to "
+            f"{last:.2g}. The learning rate {rate:g} is too large for these data. Use a smaller "
+            "learning_rate, or learning_rate='auto', which needs no tuning. The model is as it was before "
+            "the call."
+        )
