@@ -54,13 +54,13 @@ TRAINING_PARAMETERS = {
 
 
 class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """Linear least squares with an optional ridge penalty, exact on raw data.
+    """A linear neuron: least squares with an optional ridge penalty, exact at once or trained.
 
     Minimises, over `coef` and `intercept`, with ``r_i = y_i - x_i . coef - intercept``::
 
         sum_i w_i r_i^2 / 2 / sum_i w_i  +  alpha / 2 * ||coef||^2
 
-    The intercept is not penalised. Weights act as repetition of rows.
+    summed over the targets. The intercept is not penalised. Weights act as repetition of rows.
 
     Parameters
     ----------
@@ -70,21 +70,62 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         weights).
     fit_intercept : bool, default=True
         Whether to fit an intercept. Without one, the model goes through the origin.
-    solver : {"auto", "cholesky", "exact", "dual"}, default="auto"
+    solver : str, Optimizer class or callable, default="auto"
+        How to find the coefficients.
         ``"cholesky"``: normal equations from one pass over the rows, refined with residuals of the rows
         as far as `tol` asks for; where the condition it measures is beyond about 1e6, it hands over to
         ``"exact"``: normal equations accumulated to about 100 bits, for conditions up to 1e14 and for
         dependent columns. ``"dual"``: an ``n_samples x n_samples`` system, for fewer rows than features.
         ``"auto"`` takes ``"dual"`` for such data, else ``"cholesky"``; `solver_` says what was used.
+        Training is asked for with the name of an optimizer of `torch.optim` in lower case (``"sgd"``,
+        ``"adam"``, ``"lbfgs"``, ...), with a subclass of `torch.optim.Optimizer`, or with a callable that
+        takes the parameters ``[coef, intercept]``, as `torch.nn.Linear` has them, and gives an optimizer,
+        such as ``functools.partial(torch.optim.SGD, momentum=0.9)``. A callable that sets ``lr`` itself
+        keeps it.
+    learning_rate : float or "auto", default="auto"
+        A number means what it means in a loop of PyTorch on the raw data with the objective above, from
+        coefficients and intercept of 0 on. `torch.nn.MSELoss` has no 1/2, so a rate for it is twice as
+        much here; a rate for a sum of squares over n rows is ``2 * n`` times as much.
+        ``"auto"`` needs no tuning: it trains in coordinates in which the objective is a sphere, at a rate
+        that suits the optimizer and falls to 0 at `max_iter` unless there is an `lr_scheduler`, corrects
+        mini-batch gradients by the full gradient at the epoch's start [4]_, halves the rate if the
+        loss rises, and ends at the optimum of raw data of any scale and offset. It costs an exact fit.
+    lr_scheduler : str, class or callable, default=None
+        A scheduler of `torch.optim.lr_scheduler`, by its name in lower case if it needs no arguments, its
+        class, or a callable that takes the optimizer, such as ``functools.partial(StepLR, step_size=10)``.
+        It steps once per epoch; `ReduceLROnPlateau` is given the validation loss, else the training loss.
+    batch_size : int or None, default=None
+        Rows per step of an optimizer. None is the full batch: one step per epoch, on moments of the rows,
+        which take one pass over them. The gradient of a batch is its mean over its rows, also if it is the
+        last and shorter; weights are divided by their mean over all rows.
+    max_iter : int or None, default=None
+        For optimizers the most epochs, 1000 if None. Else the most refinement passes over the rows, 0 for
+        none; None leaves it to the solver.
     tol : float, default=1e-12
         The relative accuracy asked for in every coefficient and intercept, as far as the solver can
         estimate it. A larger one saves passes over the rows; a fit that cannot reach it warns.
-    max_iter : int or None, default=None
-        The most refinement passes over the rows, 0 for none. None leaves it to the solver.
+        Optimizers stop at a distance of `tol` from the optimum, in standardised units (see `FitStatus`); 0
+        runs all epochs. They warn if they end at more than ``sqrt(tol)``.
+    n_iter_no_change : int, default=10
+        Training stops when its loss, or with `early_stopping` the validation loss, has not fallen below its
+        lowest by more than `tol`, relative to the loss (without `early_stopping`: its excess over the
+        optimum), for so many epochs. The training loss is not watched while the automatic rate falls.
+    early_stopping : bool, default=False
+        Whether to stop by the loss on rows left out of training, and to take the coefficients of its lowest.
+    validation_fraction : float, default=0.1
+        The share of the distinct rows left out for `early_stopping`, if `fit` is given no `X_val`. Which
+        rows depends on their values and `random_state` only: copies of a row stay together, so that a weight
+        of 2 remains the same as two copies.
+    shuffle : bool, default=True
+        Whether mini-batches are drawn in a new order in each epoch.
+    warm_start : bool, default=False
+        Whether `fit` with an optimizer starts at the coefficients of the fit before.
+    random_state : int, RandomState or None, default=None
+        Seeds the order of mini-batches and the choice of validation rows. No global state is seeded.
     device : str, default="auto"
         Where to compute: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` is where X is.
     verbose : int, default=0
-        1 or more prints a line about each fit.
+        1 prints a line about each fit, and about 20 lines while training; 2 a line per epoch.
 
     Attributes
     ----------
@@ -97,29 +138,43 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         Number of features seen in `fit`.
     feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, if X had names that are all strings.
-    rank_ : int
+    rank_ : int or None
         Rank of X, centred if ``fit_intercept=True``; with ``alpha > 0``, of the penalised system.
-    condition_number_ : float
+    condition_number_ : float or None
         Condition number (2-norm) of X, centred and with columns of unit norm, as the solver saw it: the
         independent columns and the ridge penalty; for ``solver_ == "dual"``, of the matrix of that system. An
         estimate to about 30 % from 33 columns on.
+        Both None after `partial_fit` with a number for `learning_rate`.
     solver_ : str
         The solver that was used.
-    status_ : Status
-        How the fit ended; ``status_.message`` says what that means.
+    status_ : FitStatus
+        How the fit ended: ``status_.kind`` is a `Status`, ``status_.message`` says what that means and, after
+        training, how far it ended from the optimum, ``status_.distance``.
     n_iter_ : int
-        Passes over the rows; for ``solver_ == "dual"``, those of refinement.
+        Passes over the rows; for ``solver_ == "dual"``, those of refinement; for optimizers, epochs.
+    loss_curve_ : ndarray of shape (n_iter_,)
+        The objective over all training rows after each epoch. Only after training.
+    validation_loss_curve_ : ndarray of shape (n_iter_,)
+        The mean of ``r^2 / 2`` over the validation rows after each epoch, summed over the targets. Only after
+        training with validation rows.
 
     Raises
     ------
     ValueError
-        In `fit`: a parameter out of its range; NaN, infinity, complex numbers or text in X or y; wrong
-        shapes or lengths; negative or all-zero weights; a device that is not there.
+        In `fit`: a parameter out of its range or without meaning for the solver; NaN, infinity, complex
+        numbers or text in X or y; wrong shapes or lengths; negative or all-zero weights; a device that is
+        not there.
+    TypeError
+        In `fit`: a `solver` or `lr_scheduler` that gives no optimizer or scheduler.
+    FloatingPointError
+        In `fit`: training diverged with the number given for `learning_rate`; the message names a stable one.
 
     See Also
     --------
     sklearn.linear_model.LinearRegression : Least squares by singular values.
     sklearn.linear_model.Ridge : Least squares with a ridge penalty.
+    sklearn.linear_model.SGDRegressor : Stochastic gradient descent.
+    torchlinreg.callbacks : Callbacks for training, beside those of `sklearn.callback`.
 
     Notes
     -----
@@ -137,6 +192,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
        squares problems, ACM TOMS 35(4), 28.
     .. [3] Ozaki, Ogita, Oishi, Rump (2012), Error-free transformations of matrix multiplication by using
        fast routines of matrix multiplication, Numerical Algorithms 59, 95-118.
+    .. [4] Johnson, Zhang (2013), Accelerating stochastic gradient descent using predictive variance
+       reduction, NeurIPS 26.
 
     Examples
     --------
@@ -148,6 +205,14 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     (array([2.]), 1.0)
     >>> reg.predict([[10.0]])
     array([21.])
+
+    The same by training:
+
+    >>> trained = TorchLinearRegressor(solver="adam").fit(X, y)
+    >>> trained.coef_.round(9), round(float(trained.intercept_), 9)
+    (array([2.]), 1.0)
+    >>> bool(trained.loss_curve_[-1] < 1e-20)
+    True
     """
 
     _doc_link_module = "torchlinreg"
@@ -222,9 +287,13 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         intercept_init : float or array-like of shape (n_targets,), default=None
             Intercept to start training at. None stands for 0 or, with ``learning_rate="auto"`` and no
             `coef_init`, for the one that fits best.
-        X_val, y_val, sample_weight_val : like X, y and sample_weight, default=None
+        X_val : like X, default=None
             Rows whose loss is recorded after each epoch, in `validation_loss_curve_`; with
             ``early_stopping=True`` they decide when to stop.
+        y_val : like y, default=None
+            Their targets.
+        sample_weight_val : like sample_weight, default=None
+            Their weights.
         resume_from : path, default=None
             A file that `torchlinreg.callbacks.Checkpoint` wrote while training on the same data with
             the same parameters. Training goes on from there as if it had never been interrupted.
@@ -249,8 +318,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         if is_training(self.solver):
             initial = self._initial_model(blocks, coef_init, intercept_init, earlier)
             validation = self._open_validation(blocks, X_val, y_val, sample_weight_val)
-            problem, training = self._plan_training(problem, initial, validation, resume_from, report)
-            solution = train(problem, training)
+            to_train_on, training = self._plan_training(problem, initial, validation, resume_from, report)
+            solution = train(to_train_on, training)
         else:
             self._refuse_training(
                 coef_init=coef_init,
@@ -261,6 +330,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
                 resume_from=resume_from,
             )
             solution = choose_solver(self.solver, problem)(problem, float(self.tol), self.max_iter)
+        self._optimizer_state: dict[str, Any] | None = None
         self._moments: Moments | ExactMoments | None = None
         if not is_wide(problem) and blocks.weight is given.weight:
             self._moments = _on_cpu(problem.best_moments)
@@ -445,10 +515,14 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         report: EpochReport,
     ) -> tuple[Problem, Training]:
         """The problem of the rows to train on, and how to train."""
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        resume = None if resume_from is None else read_checkpoint(resume_from)
+        seed = self._draw_seed() if resume is None else resume["seed"]
         blocks = problem.blocks
         if self.early_stopping and validation is None:
-            blocks.raise_if_not_finite(problem.name)
+            if is_wide(problem):
+                blocks.raise_if_not_finite(problem.name)
+            else:
+                _ = problem.moments  # finds NaN, and is kept for partial_fit
             train_blocks, validation = split(blocks, float(self.validation_fraction), seed)
             problem = Problem(train_blocks, problem.alpha, problem.fit_intercept, problem.name)
 
@@ -468,9 +542,12 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             validation=validation,
             early_stopping=bool(self.early_stopping),
             report=report_epoch if report.listens else None,
-            resume=None if resume_from is None else read_checkpoint(resume_from),
+            resume=resume,
         )
         return problem, training
+
+    def _draw_seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
     def _earlier_model(self) -> tuple[Any, Any] | None:
         """The fitted coefficients and intercept, if training shall start there."""
@@ -488,6 +565,11 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             coef_init = earlier[0] if coef_init is None else coef_init
             intercept_init = earlier[1] if intercept_init is None else intercept_init
         shape = blocks.n_targets, blocks.n_features
+        if earlier is not None and np.shape(earlier[0])[-1] != blocks.n_features:
+            raise ValueError(
+                f"warm_start=True cannot go on from coef_ of shape {np.shape(earlier[0])}: X has "
+                f"{blocks.n_features} features now. Use warm_start=False."
+            )
         coef = np.zeros(shape) if coef_init is None else _as_initial("coef_init", coef_init, shape)
         constant = 0.0 if intercept_init is None else intercept_init
         if not self.fit_intercept and np.any(np.asarray(_on_host(constant)) != 0):
@@ -503,12 +585,15 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         if X_val is None or y_val is None:
             raise ValueError("X_val and y_val belong together; give both, or none of the validation data.")
         device = str(blocks.device)
-        validation = as_row_blocks(X_val, y_val, sample_weight_val, device=device, estimator=self)
-        validate_data(self, X_val, reset=False, skip_check_array=True)
+        try:
+            validation = as_row_blocks(X_val, y_val, sample_weight_val, device=device, estimator=self)
+            validate_data(self, X_val, reset=False, skip_check_array=True)
+            validation.raise_if_not_finite(type(self).__name__)
+        except ValueError as error:
+            raise ValueError(f"X_val, y_val or sample_weight_val: {error}") from error
         if validation.n_targets != blocks.n_targets:
             raise ValueError(f"y_val has {validation.n_targets} targets, but y has {blocks.n_targets}.")
-        validation.raise_if_not_finite(type(self).__name__)
-        return validation
+        return validation.with_ordinary_weights()
 
     def _attributes_after(self, epoch: Epoch, blocks: RowBlocks) -> dict[str, Any]:
         """What a copy of the estimator needs to predict as if training had ended here."""
@@ -532,6 +617,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
 
     def _partial_fit_in_users_units(self, blocks: RowBlocks, first: bool) -> Self:
         blocks.raise_if_not_finite(type(self).__name__)
+        blocks = blocks.with_ordinary_weights()
         if not first:
             self._check_targets(blocks)
         solution = self._train_one_pass(blocks, first, None)
@@ -555,20 +641,21 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             tol=0.0,
             n_iter_no_change=1,
             shuffle=bool(self.shuffle),
-            seed=int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)),
+            seed=self._draw_seed(),
             start=start,
         )
-        state = None if first else getattr(self, "_optimizer_state", None)
-        model, distance, self._optimizer_state = train_one_pass(
+        state = None if first else self._optimizer_state
+        model, distance, after = train_one_pass(
             blocks, float(self.alpha), bool(self.fit_intercept), training, geometry, state
         )
+        self._optimizer_state = after
         exact = None if geometry is None else geometry.solution
         return Solution(
             coef=model[0].T,
             intercept=model[1],
             rank=None if exact is None else exact.rank,
             condition_number=None if exact is None else exact.condition_number,
-            solver=self._optimizer_state["name"],
+            solver=after["name"],
             status=Status.ONE_PASS,
             n_iter=1 if first else self.n_iter_ + 1,
             error=0.0,
@@ -681,11 +768,16 @@ def _check_integer(name: str, value: Any, least: int, otherwise: str = "") -> No
 
 def _as_initial(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """An array of that shape, (n_targets, ...), in float64; for one target without that dimension, too."""
-    array = np.array(_on_host(value), dtype=np.float64)
+    array = np.asarray(_on_host(value))
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold real numbers; it has dtype {array.dtype}.")
+    array = array.astype(np.float64)
+    given = array.shape
     if array.ndim == len(shape) - 1 and shape[0] == 1:
         array = array[None]
     if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; {shape} is needed, the number of targets first.")
+        wanted = f"{shape[1:]} or {shape}" if shape[0] == 1 else f"{shape}, the number of targets first"
+        raise ValueError(f"{name} has shape {given}; {wanted} is needed.")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds NaN or infinity.")
     return array

@@ -47,6 +47,15 @@ class FitStatus:
         For a trained model, the largest difference of a coefficient or the intercept from the optimum of
         the training objective, with every column of X and y in units of its standard deviation. None for
         solvers that do not train.
+
+    Examples
+    --------
+    >>> from torchlinreg import TorchLinearRegressor
+    >>> reg = TorchLinearRegressor(solver="sgd", tol=1e-6).fit([[0.0], [1.0], [2.0]], [1.0, 2.0, 4.0])
+    >>> reg.status_.kind.name
+    'OPTIMAL'
+    >>> reg.status_.distance < 1e-6
+    True
     """
 
     kind: Status

@@ -22,11 +22,12 @@ def split(blocks: RowBlocks, fraction: float, seed: int) -> tuple[RowBlocks, Row
     weight = torch.ones(blocks.n_samples, dtype=torch.float64, device=blocks.device)
     weight = weight if blocks.weight is None else blocks.weight
     distinct = np.unique(hashes[(weight > 0).cpu().numpy()])
-    n_validation = round(fraction * len(distinct))
-    if not 0 < n_validation < len(distinct):
+    n_validation = max(1, round(fraction * len(distinct)))
+    if n_validation >= len(distinct):
         raise ValueError(
-            f"validation_fraction={fraction} of {len(distinct)} distinct rows leaves no rows to train or to "
-            "validate on. Use another validation_fraction, give X_val and y_val, or early_stopping=False."
+            f"early_stopping with validation_fraction={fraction} leaves no rows to train on: there are "
+            f"n_samples={blocks.n_samples}, of which {len(distinct)} distinct with a positive weight. Give "
+            "more rows or a smaller validation_fraction, give X_val and y_val, or use early_stopping=False."
         )
     chosen = torch.from_numpy(hashes < distinct[n_validation]).to(blocks.device)
     return blocks.with_weight(weight * ~chosen), blocks.with_weight(weight * chosen)

@@ -6,8 +6,9 @@ need scikit-learn 1.9 or later.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 import torch
 
 __all__ = ["Checkpoint", "CoefficientHistory"]
+
+# What a file begins with, the number of its format last; then a SHA-256 of the rest.
+MAGIC = b"torchlinreg checkpoint 1\n"
 
 
 class _EpochCallback:
@@ -91,7 +95,15 @@ class CoefficientHistory(_EpochCallback):
         self._intercepts: list[Any] = []
 
     def setup(self, estimator: Any, context: Any) -> None:
-        """Forget the fit before."""
+        """Forget the fit before.
+
+        Parameters
+        ----------
+        estimator : TorchLinearRegressor
+            Whose fit begins.
+        context : sklearn.callback.CallbackContext
+            The root of its tasks.
+        """
         self._forget()
 
     @property
@@ -135,8 +147,8 @@ class Checkpoint(_EpochCallback):
 
     Notes
     -----
-    The file is one of `torch.save`, of tensors, numbers and lists, with a format number; it is read without
-    running code from it.
+    The file holds a format number, a checksum, and tensors, numbers and lists as `torch.save` writes them; it
+    is read without running code from it.
 
     Examples
     --------
@@ -158,10 +170,13 @@ class Checkpoint(_EpochCallback):
 
 def write_atomically(state: dict[str, Any], path: Path) -> None:
     """Replace the file by one of this state, in a step that cannot be seen half done."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
+            file.write(MAGIC + hashlib.sha256(payload).digest() + payload)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -178,12 +193,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     FileNotFoundError
         There is no such file.
     ValueError
-        It is no checkpoint.
+        It is no checkpoint, or not the one that was written.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"resume_from={str(path)!r} is not a file that Checkpoint wrote: {error}") from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise ValueError(f"resume_from={str(path)!r} is not a file that Checkpoint wrote.")
+    content = Path(path).read_bytes()
+    start = len(MAGIC) + hashlib.sha256().digest_size
+    digest, payload = content[len(MAGIC) : start], content[start:]
+    if not content.startswith(MAGIC):
+        raise ValueError(f"resume_from={str(path)!r} is not a file that this version's Checkpoint wrote.")
+    if hashlib.sha256(payload).digest() != digest:
+        raise ValueError(
+            f"resume_from={str(path)!r} is damaged: its checksum is wrong. Train from the start."
+        )
+    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return state

@@ -65,14 +65,9 @@ class Coordinates:
         spread = (self.about.curvature(coef) * coef).sum(-1) + alpha * (coef**2).sum(-1)
         return (spread + mean_error**2) / 2
 
-    def distance(self, parameters: np.ndarray) -> float:
-        """The largest standardised difference of a coefficient or intercept from the optimum."""
-        geometry = self.about
-        coef, intercept = self.model(parameters)
-        change = coef - geometry.solution.coef.T
-        in_spreads = np.abs(change * geometry.spread).max(-1, initial=0.0)
-        mean_error = np.abs(intercept - geometry.solution.intercept + change @ geometry.center)
-        return float((np.maximum(in_spreads, mean_error) / geometry.target_unit).max())
+    def distance(self, parameters: np.ndarray) -> np.ndarray:
+        """`Geometry.distance` of the parameters."""
+        return self.about.distance(*self.model(parameters))
 
 
 def users_units(geometry: Geometry, start: Model | None, fit_intercept: bool) -> Coordinates:
@@ -125,6 +120,5 @@ def unit_sphere(geometry: Geometry, start: Model | None, fit_intercept: bool) ->
 
 
 def _joined(coef: np.ndarray, intercept: np.ndarray, fit_intercept: bool) -> np.ndarray:
-    if not fit_intercept:
-        return np.array(coef, dtype=np.float64, order="C")
-    return np.concatenate([coef, intercept[:, None]], axis=1, dtype=np.float64)
+    columns = np.concatenate([coef, intercept[:, None]], axis=1) if fit_intercept else coef
+    return np.array(columns, dtype=np.float64, order="C")

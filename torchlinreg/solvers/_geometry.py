@@ -49,6 +49,16 @@ class Geometry:
         size = np.where(self.target_spread > 0, self.target_spread, np.abs(self.target_center))
         return np.where(size > 0, size, 1.0)
 
+    def distance(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """The largest standardised difference of a coefficient or intercept from the optimum.
+
+        Of one model or, with a leading dimension, of several; coef has shape (..., n_targets, n_features).
+        """
+        change = coef - self.solution.coef.T
+        in_spreads = np.abs(change * self.spread).max(-1, initial=0.0)
+        mean_error = np.abs(intercept - self.solution.intercept + change @ self.center)
+        return (np.maximum(in_spreads, mean_error) / self.target_unit).max(-1)
+
     def curvature(self, coef: np.ndarray) -> np.ndarray:
         """The centred rows' second moments times coefficients, shape (..., n_features)."""
         if self.scatter is not None:

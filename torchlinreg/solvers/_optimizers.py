@@ -25,7 +25,9 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 SCHEDULERS: dict[str, type[Scheduler]] = {
     name.lower(): value
     for name, value in vars(torch.optim.lr_scheduler).items()
-    if isinstance(value, type) and issubclass(value, Scheduler) and name != "LRScheduler"
+    if isinstance(value, type)
+    and issubclass(value, Scheduler)
+    and name not in ("LRScheduler", "_LRScheduler", "ChainedScheduler", "SequentialLR")  # need others
 }
 # With learning_rate="auto" the objective is a sphere of radius 1 around its optimum (see _training.py). Steps
 # along the gradient then halve the distance, or leave it to a line search; others move each coordinate by
@@ -38,6 +40,13 @@ LBFGS_OPTIONS: dict[str, Any] = {
     "line_search_fn": "strong_wolfe",
     "tolerance_grad": 0.0,
     "tolerance_change": 0.0,
+}
+# By name and at an automatic rate, training ends at the optimum of the objective, whose penalty is alpha: the
+# decay of the weights that these add by default would keep them 1e-4 away.
+WITHOUT_DECAY: dict[str, dict[str, Any]] = {
+    "adamw": {"weight_decay": 0.0},
+    "asgd": {"lambd": 0.0},
+    "muon": {"weight_decay": 0.0},
 }
 
 
@@ -56,15 +65,17 @@ class Recipe(NamedTuple):
 
 def is_training(solver: object) -> bool:
     """Whether a solver parameter stands for an optimizer."""
+    if isinstance(solver, type):
+        return issubclass(solver, Optimizer) and solver not in (Optimizer, torch.optim.SparseAdam)
     return callable(solver) or (isinstance(solver, str) and solver in OPTIMIZERS)
 
 
 def optimizer_recipe(solver: Any, learning_rate: Any) -> Recipe:
     """The recipe for a name of `OPTIMIZERS`, a class, or a callable ``params -> Optimizer``."""
     if isinstance(solver, str):
-        solver = OPTIMIZERS[solver]
-        if solver is torch.optim.LBFGS:
-            solver = functools.partial(solver, **LBFGS_OPTIONS)
+        options = WITHOUT_DECAY.get(solver, {}) if isinstance(learning_rate, str) else {}
+        options = LBFGS_OPTIONS if solver == "lbfgs" else options
+        solver = functools.partial(OPTIMIZERS[solver], **options)
     keywords = solver.keywords if isinstance(solver, functools.partial) else {}
     function = solver.func if isinstance(solver, functools.partial) else solver
     rate = None if isinstance(learning_rate, str) else float(learning_rate)

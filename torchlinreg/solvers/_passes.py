@@ -76,6 +76,15 @@ class RowsQuadratic(NamedTuple):
         return ((gradient + self.constant) * (theta - self.origin)).sum() / 2
 
 
+class _Part(NamedTuple):
+    """A parameter of torch, the view of all parameters that it shares memory with, and their gradients."""
+
+    parameter: Parameter
+    values: torch.Tensor
+    gradient: torch.Tensor
+    contiguous: torch.Tensor  # gradient itself, or a copy
+
+
 class Neuron:
     """Parameters of shape (n_targets, n_coordinates), as an optimizer of torch sees them, and their gradient.
 
@@ -91,33 +100,37 @@ class Neuron:
             parts = [(self.theta[:, :-1], self.gradient[:, :-1]), (self.theta[:, -1], self.gradient[:, -1])]
         else:
             parts = [(self.theta, self.gradient)]
-        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
-        parameters_of_torch = []
-        for values, gradient in parts:
-            parameter = Parameter(values)
-            parameter.grad = gradient
-            if not gradient.is_contiguous():  # L-BFGS flattens gradients by view
-                parameter.grad = gradient.contiguous()
-                self._copies.append((parameter.grad, gradient))
-            parameters_of_torch.append(parameter)
-        self.optimizer = recipe.make(parameters_of_torch)
+        # L-BFGS flattens gradients by view, so they are copied where they are not contiguous.
+        self._parts = [
+            _Part(Parameter(values), values, gradient, gradient.contiguous()) for values, gradient in parts
+        ]
+        for part in self._parts:
+            part.parameter.grad = part.contiguous
+        self.optimizer = recipe.make([part.parameter for part in self._parts])
+        self._is_foreign = not type(self.optimizer).__module__.startswith("torch.")
+        self.may_descend = True  # without the optimizer, where a step is the gradient times the rate
         closure = inspect.signature(self.optimizer.step).parameters.get("closure")
         self.searches_lines = closure is not None and closure.default is closure.empty
 
     @property
     def rate(self) -> float:
         """The largest learning rate of the optimizer's groups."""
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+        return max(self.rates)
 
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of all groups."""
-        for group in self.optimizer.param_groups:
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates of the optimizer's groups."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def set_rates(self, rates: list[float]) -> None:
+        """Set the learning rates of the optimizer's groups."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
     @property
     def is_plain_descent(self) -> bool:
         """Whether a step is the gradient times the rate, which needs no optimizer."""
-        if type(self.optimizer) is not SGD or len(self.optimizer.param_groups) != 1:
+        if not self.may_descend or type(self.optimizer) is not SGD or len(self.optimizer.param_groups) != 1:
             return False
         group = self.optimizer.param_groups[0]
         return not (group["momentum"] or group["weight_decay"] or group["maximize"])
@@ -132,6 +145,8 @@ class Neuron:
 
     def step(self, objective: Objective) -> None:
         """One step of the optimizer."""
+        if self.theta.numel() == 0:
+            return
         if self.searches_lines:
 
             def closure() -> float:
@@ -139,17 +154,30 @@ class Neuron:
                 return float(objective.value(self.theta, self.gradient))
 
             self.optimizer.step(closure)
-            return
-        self._find_gradient(objective)
-        if self.is_plain_descent:
-            self.theta.sub_(self.gradient, alpha=self.rate)
         else:
+            self._find_gradient(objective)
+            if self.is_plain_descent:
+                self.theta.sub_(self.gradient, alpha=self.rate)
+                return
             self.optimizer.step()
+        if self._is_foreign:
+            self._read_parameters()
 
     def _find_gradient(self, objective: Objective) -> None:
+        if self._is_foreign:
+            self._read_parameters()
         objective.gradient(self.theta, self.gradient)
-        for copy, gradient in self._copies:
-            copy.copy_(gradient)
+        for part in self._parts:
+            if part.contiguous is not part.gradient:
+                part.contiguous.copy_(part.gradient)
+
+    def _read_parameters(self) -> None:
+        """Undo what a user's optimizer may do: put new memory under a parameter, drop its gradient."""
+        for part in self._parts:
+            if part.parameter.data_ptr() != part.values.data_ptr():
+                part.values.copy_(part.parameter.detach())
+                part.parameter.data = part.values
+            part.parameter.grad = part.contiguous
 
 
 class FullBatch:

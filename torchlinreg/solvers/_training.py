@@ -43,7 +43,8 @@ DIVERGED = 1e6
 LARGEST_RISE = 4.0
 ROUNDING = 1e-24
 MAX_CUTS = 60
-STATE_FORMAT = 1
+# Optima that differ by more standard deviations than this are those of other data.
+SAME_DATA = 1e-9
 
 
 class Epoch(NamedTuple):
@@ -123,6 +124,7 @@ class _Loop:
             )
         self.full = full
         self.floor = float(coordinates.about.floor.sum())
+        self.status: Status | None = None  # once training has ended
         self.epoch = 0
         self.loss_curve: list[float] = []
         self.validation_curve: list[float] = []
@@ -132,22 +134,24 @@ class _Loop:
         self.best_parameters = coordinates.start
         self._start_neuron(coordinates.start)
         self.first_loss = self.floor + self._excess(coordinates.start)
+        of_zero = float((coordinates.about.target_unit**2).sum()) / 2
+        self.hopeless = DIVERGED * max(self.first_loss, self.floor + of_zero)
 
     def _start_neuron(self, parameters: np.ndarray) -> None:
         self.neuron = Neuron(
             parameters, self.coordinates.fit_intercept, self.passes.device, self.training.recipe
         )
+        self.neuron.set_rates([rate / 2**self.cuts for rate in self.neuron.rates])
         make = self.training.make_scheduler
         self.scheduler = None if make is None else make(self.neuron.optimizer)
+        self.neuron.may_descend = make is None  # schedulers warn where the optimizer made no step
 
     def run(self) -> Status:
         """Train until an end."""
         training = self.training
-        while self.epoch < training.max_iter:
-            status = self._some_epochs(min(self._epochs_at_once(), training.max_iter - self.epoch))
-            if status is not None:
-                return status
-        return Status.MAX_ITER
+        while self.status is None and self.epoch < training.max_iter:
+            self.status = self._some_epochs(min(self._epochs_at_once(), training.max_iter - self.epoch))
+        return self.status or Status.MAX_ITER
 
     def _epochs_at_once(self) -> int:
         watched = self.training.report is not None or isinstance(self.scheduler, ReduceLROnPlateau)
@@ -168,8 +172,12 @@ class _Loop:
         if self.automatic and not self._is_tame(excess, before):
             return self._cut(before)
         validation = self._validation_losses(history)
+        with np.errstate(over="ignore", invalid="ignore"):
+            distance = self.coordinates.distance(history)
         for index in range(n_epochs):
-            status = self._after_epoch(history[index], float(excess[index]), validation[index])
+            status = self._after_epoch(
+                history[index], float(excess[index]), float(distance[index]), validation[index]
+            )
             if status is not None:
                 self.neuron.set_parameters(history[index])
                 return status
@@ -186,21 +194,20 @@ class _Loop:
         assert rate is not None
         left = 1.0 if self.neuron.searches_lines else (1 - epoch / self.training.max_iter) ** 2
         noise = 1.0 if self.neuron.searches_lines else self.passes.noise
-        self.neuron.set_rate(rate * left / noise / 2**self.cuts)
+        self.neuron.set_rates([rate * left / noise / 2**self.cuts] * len(self.neuron.rates))
 
     def _is_tame(self, excess: np.ndarray, before: np.ndarray) -> bool:
         """Whether no epoch raised the excess much, but for rounding."""
         first = self._excess(before)
         previous = np.concatenate([[first], excess[:-1]])
-        bound = LARGEST_RISE * np.maximum(previous, first) + ROUNDING * (self.first_loss - self.floor)
+        at_start = self.first_loss - self.floor
+        bound = LARGEST_RISE * np.minimum(np.maximum(previous, first), at_start) + ROUNDING * at_start
         return bool((excess <= bound).all())
 
     def _cut(self, parameters: np.ndarray) -> Status | None:
         """Go back, and on with half the rate and a fresh optimizer."""
         self.cuts += 1
         self._start_neuron(parameters)
-        if self.training.make_scheduler is not None:
-            self.neuron.set_rate(self.neuron.rate / 2**self.cuts)
         return Status.NO_PROGRESS if self.cuts > MAX_CUTS else None
 
     def _validation_losses(self, history: np.ndarray) -> list[float | None]:
@@ -210,12 +217,14 @@ class _Loop:
             coef, intercept = self.coordinates.model(history)
             return squared_losses(self.training.validation, coef, intercept).tolist()
 
-    def _after_epoch(self, parameters: np.ndarray, excess: float, validation: float | None) -> Status | None:
+    def _after_epoch(
+        self, parameters: np.ndarray, excess: float, distance: float, validation: float | None
+    ) -> Status | None:
         """Record the epoch; the status if it was the last."""
         training = self.training
         self.epoch += 1
         loss = self.floor + excess
-        if not loss <= DIVERGED * max(self.first_loss, self.floor):  # true for NaN, too
+        if not loss <= self.hopeless:  # true for NaN, too
             self._raise_diverged(loss)
         self.loss_curve.append(loss)
         if validation is not None:
@@ -228,15 +237,20 @@ class _Loop:
             self.best_parameters = parameters.copy()
         else:
             self.unimproved += 1
+        self.status = self._ending(distance)
         if training.report is not None:
             coef, intercept = self.coordinates.model(parameters)
             epoch = Epoch(self.epoch, loss, validation, coef, intercept, self.state)
             if training.report(epoch):
-                return Status.CALLBACK
+                return self.status or Status.CALLBACK
+        return self.status
+
+    def _ending(self, distance: float) -> Status | None:
+        """The status if there is nothing more to do."""
+        training = self.training
         if training.tol == 0:
             return None
-        unit = self.coordinates.about.target_unit
-        if np.sqrt(2 * self.coordinates.excess(parameters, self.alpha)).max() <= training.tol * unit.min():
+        if distance <= training.tol:
             return Status.OPTIMAL
         if self.unimproved < training.n_iter_no_change:
             return None
@@ -263,10 +277,13 @@ class _Loop:
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs to go on as if nothing had happened; of tensors, numbers and lists."""
+        exact = self.coordinates.about.solution
         return {
-            "format": STATE_FORMAT,
-            "shape": list(self.coordinates.start.shape),
-            "optimum": torch.from_numpy(self.coordinates.optimum.copy()),
+            "seed": self.training.seed,
+            "settings": self._settings(),
+            "optimal_coef": torch.from_numpy(exact.coef.copy()),
+            "optimal_intercept": torch.from_numpy(exact.intercept.copy()),
+            "status": None if self.status is None else self.status.name,
             "parameters": torch.from_numpy(self.neuron.parameters()),
             "optimizer": copy.deepcopy(self.neuron.optimizer.state_dict()),
             "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
@@ -280,26 +297,45 @@ class _Loop:
             "best_parameters": torch.from_numpy(self.best_parameters.copy()),
         }
 
+    def _settings(self) -> dict[str, Any]:
+        """What has to be the same to go on."""
+        return {
+            "solver": type(self.neuron.optimizer).__name__,
+            "batch_size": self.training.batch_size,
+            "shuffle": self.training.shuffle,
+            "learning_rate": "auto" if self.automatic else "number",
+            "lr_scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
+            "early_stopping": self.training.early_stopping,
+            "alpha": self.alpha,
+            "shape": list(self.coordinates.start.shape),
+        }
+
+    def _check_belongs(self, state: Mapping[str, Any]) -> None:
+        other = [
+            f"{name}={state['settings'].get(name)!r}, not {value!r}"
+            for name, value in self._settings().items()
+            if state["settings"].get(name) != value
+        ]
+        if other:
+            text = "; ".join(other)
+            raise ValueError(f"The checkpoint was written with {text}. Give the same parameters.")
+        coef, intercept = state["optimal_coef"].numpy(), state["optimal_intercept"].numpy()
+        if float(self.coordinates.about.distance(coef.T, intercept)) > SAME_DATA:
+            raise ValueError(
+                "The checkpoint belongs to other data: their optimum is another. Give the X, y and weights "
+                "it was written with, or fit without resume_from."
+            )
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a loop on the same data."""
-        if state["format"] != STATE_FORMAT:
-            raise ValueError(
-                f"The checkpoint has format {state['format']!r}; this version reads {STATE_FORMAT}."
-            )
-        same_shape = state["shape"] == list(self.coordinates.start.shape)
-        if not same_shape or not np.allclose(
-            state["optimum"].numpy(), self.coordinates.optimum, rtol=1e-6, atol=1e-6
-        ):
-            raise ValueError(
-                "The checkpoint belongs to other data, or to another alpha, fit_intercept or kind of "
-                "learning_rate. Give the X, y and weights it was written with, or fit without resume_from."
-            )
+        self._check_belongs(state)
         self.neuron.set_parameters(state["parameters"].numpy())
         self.neuron.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"])
         self.epoch = state["epoch"]
+        self.status = None if state["status"] is None else Status[state["status"]]
         self.loss_curve, self.validation_curve = list(state["loss_curve"]), list(state["validation_curve"])
         self.cuts, self.lowest, self.unimproved = state["cuts"], state["lowest"], state["unimproved"]
         self.best_parameters = state["best_parameters"].numpy().copy()
@@ -321,7 +357,7 @@ def _solution(loop: _Loop, status: Status) -> Solution:
         status=status,
         n_iter=loop.epoch,
         error=exact.error,
-        distance=coordinates.distance(parameters),
+        distance=float(coordinates.distance(parameters)),
         loss_curve=loop.loss_curve,
         validation_loss_curve=loop.validation_curve if loop.training.validation is not None else None,
     )
@@ -359,13 +395,16 @@ def train_one_pass(
     )
     neuron = Neuron(coordinates.start, fit_intercept, passes.device, training.recipe)
     if geometry is not None and not neuron.searches_lines:
-        neuron.set_rate(neuron.rate / passes.noise)
+        neuron.set_rates([rate / passes.noise for rate in neuron.rates])
     name = type(neuron.optimizer).__name__.lower()
     if state is not None and geometry is None and state["name"] == name:
-        neuron.optimizer.load_state_dict(state["optimizer"])
+        # The groups are those of the parameters now; a copy, since torch goes on with what it is given.
+        groups = neuron.optimizer.state_dict()["param_groups"]
+        past = copy.deepcopy(state["optimizer"]["state"])
+        neuron.optimizer.load_state_dict({"state": past, "param_groups": groups})
     passes.run(neuron)
     parameters = neuron.parameters()
-    distance = None if geometry is None else coordinates.distance(parameters)
+    distance = None if geometry is None else float(coordinates.distance(parameters))
     after = {
         "name": name,
         "generator": generator.get_state(),
@@ -378,9 +417,10 @@ def train_one_pass(
 
 def _raise_if_diverged(blocks: RowBlocks, before: Model, after: Model, rate: float) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        coef, intercept = (np.stack(pair) for pair in zip(before, after, strict=True))
-        first, last = squared_losses(blocks, coef, intercept)
-    if not last <= DIVERGED * first and not last <= ROUNDING:
+        zero = np.zeros_like(before[0]), np.zeros_like(before[1])
+        coef, intercept = (np.stack(three) for three in zip(zero, before, after, strict=True))
+        of_zero, first, last = squared_losses(blocks, coef, intercept)
+    if not last <= DIVERGED * max(first, of_zero):
         raise FloatingPointError(
             f"Training diverged: the loss on the rows of this call of partial_fit rose from {first:.2g} to "
             f"{last:.2g}. The learning rate {rate:g} is too large for these data. Use a smaller "
