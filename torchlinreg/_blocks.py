@@ -112,7 +112,7 @@ class RowBlocks:
         """Rows of these indices (on the CPU), as a dense block."""
         index_there = index.to(self.device)
         weight = None if self.weight is None else self.weight[index_there]
-        return Block(self._source.gather(index), self.y[index_there], weight)
+        return Block(self._source.gather(index), self.y.index_select(0, index_there), weight)
 
     def with_weight(self, weight: torch.Tensor | None) -> RowBlocks:
         """The same rows with other weights."""
@@ -189,7 +189,7 @@ def tensor_blocks(
         X.shape[1],
         dtype,
         lambda start, stop: X[start:stop],
-        lambda index: X[index.to(X.device)],
+        lambda index: X.index_select(0, index.to(X.device)),
         in_place=True,
     )
     return RowBlocks(source, y, weight)
@@ -331,7 +331,7 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
         n_features,
         dtype,
         lambda start, stop: shared[start:stop].to(device),
-        lambda index: shared[index].to(device),
+        lambda index: shared.index_select(0, index).to(device),
         in_place=device.type == "cpu",
     )
 
@@ -357,7 +357,7 @@ def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any],
         return detached[start:stop].to(device=device, dtype=inside)
 
     def gather(index: torch.Tensor) -> torch.Tensor:
-        return detached[index.to(X.device)].to(device=device, dtype=inside)
+        return detached.index_select(0, index.to(X.device)).to(device=device, dtype=inside)
 
     in_place = X.dtype is inside and X.device == device
     return Source(X.shape[0], X.shape[1], dtype, take, gather, in_place=in_place)

@@ -104,8 +104,9 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     tol : float, default=1e-12
         The relative accuracy asked for in every coefficient and intercept, as far as the solver can
         estimate it. A larger one saves passes over the rows; a fit that cannot reach it warns.
-        Optimizers stop at a distance of `tol` from the optimum, in standardised units (see `FitStatus`); 0
-        runs all epochs. They warn if they end at more than ``sqrt(tol)``.
+        Optimizers stop at a distance of `tol` from the optimum, in standardised units (see `FitStatus`) or,
+        if that is more, relative to the largest coefficient; 0 runs all epochs. They warn if they end at more
+        than ``sqrt(tol)``.
     n_iter_no_change : int, default=10
         Training stops when its loss, or with `early_stopping` the validation loss, has not fallen below its
         lowest by more than `tol`, relative to the loss (without `early_stopping`: its excess over the

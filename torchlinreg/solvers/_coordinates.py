@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,13 +48,30 @@ class Coordinates:
             intercept = intercept + change[..., -1] - moved @ self.about.center
         return coef, intercept
 
-    def rows(self, X: torch.Tensor) -> torch.Tensor:
-        """Rows, shape (n_rows, n_coordinates), whose products with parameters predict, but for the scale."""
-        X = X.to(torch.float64)
-        if self.transform is not None:
+    def centred(self, X: torch.Tensor) -> torch.Tensor:
+        """Rows about the center, and a 1 for the intercept; `affine` makes coordinates of them."""
+        n_features = X.shape[1]
+        rows = torch.empty((len(X), n_features + self.fit_intercept), dtype=torch.float64, device=X.device)
+        if self.transform is None:
+            rows[:, :n_features] = X
+        else:
             center = torch.from_numpy(self.about.center).to(X.device)
-            X = (X - center) @ torch.from_numpy(self.transform).to(X.device)
-        return torch.cat([X, X.new_ones((len(X), 1))], dim=1) if self.fit_intercept else X
+            torch.sub(X, center, out=rows[:, :n_features])
+        rows[:, n_features:] = 1
+        return rows
+
+    @cached_property
+    def affine(self) -> torch.Tensor | None:
+        """``centred @ affine`` times parameters predicts, but for the scale; None for the identity."""
+        if self.transform is None:
+            return None
+        n_features, rank = self.transform.shape
+        matrix = torch.zeros(
+            (n_features + self.fit_intercept, rank + self.fit_intercept), dtype=torch.float64
+        )
+        matrix[:n_features, :rank] = torch.from_numpy(self.transform)
+        matrix[n_features:, rank:] = 1
+        return matrix
 
     def excess(self, parameters: np.ndarray, alpha: float) -> np.ndarray:
         """The objective above its optimum, per target; leading dimensions as in `model`."""

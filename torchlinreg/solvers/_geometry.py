@@ -49,6 +49,12 @@ class Geometry:
         size = np.where(self.target_spread > 0, self.target_spread, np.abs(self.target_center))
         return np.where(size > 0, size, 1.0)
 
+    @property
+    def largest_coefficient(self) -> float:
+        """The largest standardised coefficient of the optimum; large where columns nearly cancel."""
+        standardised = np.abs(self.solution.coef) * self.spread[:, None] / self.target_unit
+        return float(standardised.max(initial=0.0))
+
     def distance(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
         """The largest standardised difference of a coefficient or intercept from the optimum.
 

@@ -20,7 +20,8 @@ CHUNK_BYTES = 4 * 2**20
 # Up to this many coordinates, and a quarter of the batch, a batch is a Gram matrix and a step one product
 # with it; beyond, forming the Gram matrices costs more than reading the rows twice.
 GRAM_COORDINATES = 32
-NOISE_ROWS = 4096
+# From so many rows the noise of batches is estimated, to some percent, by so many steps of power iteration.
+NOISE_ROWS, NOISE_STEPS = 2048, 10
 POWER_STEPS = 60
 
 
@@ -239,9 +240,10 @@ def _full_objective(coordinates: Coordinates, alpha: float) -> Objective:
 class _Chunk(NamedTuple):
     """Some batches of one size."""
 
-    left: torch.Tensor  # rows in coordinates; shape: (n_batches, batch_size, n_coordinates)
-    right: torch.Tensor  # the same times weight / (batch_size * mean weight)
+    rows: torch.Tensor  # centred; shape: (n_batches, batch_size, n_features + fit_intercept)
+    weighted: torch.Tensor  # the same times the weights
     y: torch.Tensor  # shape: (n_batches, batch_size, n_targets)
+    share: float  # of a row of weight 1 in the mean over the batch
 
 
 class MiniBatches:
@@ -273,7 +275,8 @@ class MiniBatches:
         self._n_rows = n_rows
         self._mean_weight = 1.0 if blocks.weight is None else float(blocks.weight.sum()) / n_rows
         n_targets, n_coordinates = coordinates.optimum.shape
-        self._by_gram = n_coordinates <= min(GRAM_COORDINATES, batch_size // 4)
+        self._by_gram = blocks.n_features < min(GRAM_COORDINATES, batch_size // 4)
+        self._affine = None if coordinates.affine is None else coordinates.affine.to(blocks.device)
         self.device = torch.device("cpu") if self._by_gram else blocks.device
         row_bytes = 8 * (n_coordinates + n_targets)
         self._batches_at_once = max(1, CHUNK_BYTES // (row_bytes * batch_size))
@@ -304,12 +307,12 @@ class MiniBatches:
         sample = torch.randperm(self._n_rows, generator=torch.Generator().manual_seed(0))[:NOISE_ROWS]
         block = self._gather(sample)
         assert block.X is not None
-        rows = self._coordinates.rows(block.X)
+        rows = self._in_coordinates(self._coordinates.centred(block.X))
         weight = rows.square().sum(1)
         if block.weight is not None:
             weight *= block.weight / self._mean_weight
         vector = torch.ones(rows.shape[1], dtype=torch.float64, device=rows.device)
-        for _ in range(20):
+        for _ in range(NOISE_STEPS):
             vector = (weight * (rows @ (vector / vector.norm()))) @ rows / len(rows)
         return float(vector.norm())
 
@@ -335,21 +338,27 @@ class MiniBatches:
         index = torch.arange(first, last) if order is None else order[first:last]
         block = self._gather(index)
         assert block.X is not None
-        rows = self._coordinates.rows(block.X)
-        share = 1 / (batch_size * self._mean_weight)
-        right = rows * share if block.weight is None else rows * (block.weight * share)[:, None]
+        rows = self._coordinates.centred(block.X)
+        weighted = rows if block.weight is None else rows * block.weight[:, None]
         shape = len(index) // batch_size, batch_size, -1
-        return _Chunk(rows.view(shape), right.view(shape), block.y.view(shape))
+        share = 1 / (batch_size * self._mean_weight)
+        return _Chunk(rows.view(shape), weighted.view(shape), block.y.view(shape), share)
+
+    def _in_coordinates(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self._affine is None else rows @ self._affine
 
     def _gather(self, index: torch.Tensor) -> Block:
         return self._blocks.gather(index if self._rows is None else self._rows[index])
 
     def _constants(self, chunk: _Chunk) -> torch.Tensor:
         """Gradients of the batches at 0 in the user's units, shape (n_batches, n_targets, n_coordinates)."""
-        return -torch.bmm(chunk.y.mT, chunk.right).to(self.device)
+        return (torch.bmm(chunk.y.mT, chunk.weighted) * -chunk.share).to(self.device)
 
     def _run_grams(self, neuron: Neuron, chunk: _Chunk, start: torch.Tensor) -> None:
-        hessians = torch.bmm(chunk.left.mT, chunk.right).to(self.device)
+        hessians = torch.bmm(chunk.rows.mT, chunk.weighted) * chunk.share
+        if self._affine is not None:
+            hessians = self._affine.T @ hessians @ self._affine
+        hessians = hessians.to(self.device)
         if self._ridge is not None:
             hessians += torch.diag(self._ridge) if self._ridge.ndim == 1 else self._ridge
         if self._corrected and neuron.searches_lines:
@@ -374,20 +383,22 @@ class MiniBatches:
             neuron.step(Quadratic(hessian, gradient - neuron.theta @ hessian))
 
     def _run_rows(self, neuron: Neuron, chunk: _Chunk, start: torch.Tensor) -> None:
+        lefts = self._in_coordinates(chunk.rows)
+        rights = self._in_coordinates(chunk.weighted * chunk.share)
         if self._corrected and neuron.searches_lines:
-            for left, right in zip(chunk.left, chunk.right, strict=True):
+            for left, right in zip(lefts, rights, strict=True):
                 here = neuron.theta.clone()
                 half = torch.full((here.shape[1],), 0.5, dtype=torch.float64, device=self.device)
                 ridge = half if self._ridge is None else torch.diag(half) + self._ridge / 2
                 neuron.step(RowsQuadratic(left, right / 2, ridge, here - self._optimum, here))
             return
         if self._corrected:
-            constants = (start - self._optimum).expand(len(chunk.left), *start.shape)
+            constants = (start - self._optimum).expand(len(lefts), *start.shape)
             origin = start
         else:
             constants = self._constants(chunk)
             origin = torch.zeros_like(start)
-        for left, right, constant in zip(chunk.left, chunk.right, constants, strict=True):
+        for left, right, constant in zip(lefts, rights, constants, strict=True):
             neuron.step(RowsQuadratic(left, right, self._ridge, constant, origin))
 
 

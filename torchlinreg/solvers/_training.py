@@ -135,6 +135,8 @@ class _Loop:
         self._start_neuron(coordinates.start)
         self.first_loss = self.floor + self._excess(coordinates.start)
         of_zero = float((coordinates.about.target_unit**2).sum()) / 2
+        # Coefficients that nearly cancel are rounded at a level of their own.
+        self.near_enough = training.tol * max(1.0, coordinates.about.largest_coefficient)
         self.hopeless = DIVERGED * max(self.first_loss, self.floor + of_zero)
 
     def _start_neuron(self, parameters: np.ndarray) -> None:
@@ -250,7 +252,7 @@ class _Loop:
         training = self.training
         if training.tol == 0:
             return None
-        if distance <= training.tol:
+        if distance <= self.near_enough:
             return Status.OPTIMAL
         if self.unimproved < training.n_iter_no_change:
             return None
