@@ -104,13 +104,13 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     tol : float, default=1e-12
         The relative accuracy asked for in every coefficient and intercept, as far as the solver can
         estimate it. A larger one saves passes over the rows; a fit that cannot reach it warns.
-        Optimizers stop at a distance of `tol` from the optimum, in standardised units (see `FitStatus`) or,
-        if that is more, relative to the largest coefficient; 0 runs all epochs. They warn if they end at more
-        than ``sqrt(tol)``.
+        Optimizers stop at a distance of `tol` from the optimum, in standardised units (see `FitStatus`), or
+        where only rounding is left; 0 runs all epochs. They warn if they end at more than ``sqrt(tol)``.
     n_iter_no_change : int, default=10
-        Training stops when its loss, or with `early_stopping` the validation loss, has not fallen below its
-        lowest by more than `tol`, relative to the loss (without `early_stopping`: its excess over the
-        optimum), for so many epochs. The training loss is not watched while the automatic rate falls.
+        With `early_stopping`, training stops when the validation loss has not fallen below its lowest, by
+        more than `tol` of it, for so many epochs. Otherwise it stops when the training loss above its
+        optimum has changed by no more than `tol` of it in so many epochs: a loss that rises for a while, as
+        with momentum, does not stop it.
     early_stopping : bool, default=False
         Whether to stop by the loss on rows left out of training, and to take the coefficients of its lowest.
     validation_fraction : float, default=0.1

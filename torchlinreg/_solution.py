@@ -24,8 +24,8 @@ class Status(Enum):
         "learning_rate ('auto' needs no tuning), or solver='auto', which lands on the optimum at once."
     )
     NO_PROGRESS = (
-        "Training ended because the loss stopped falling for n_iter_no_change epochs, before the optimum was "
-        "reached. Let the learning rate decay (lr_scheduler), use learning_rate='auto', or solver='auto'."
+        "Training ended because the loss no longer changed, for n_iter_no_change epochs, before the optimum "
+        "was reached. Use another learning rate or optimizer, learning_rate='auto', or solver='auto'."
     )
     EARLY_STOPPED = (
         "Training ended because the validation loss stopped falling for n_iter_no_change epochs; the "

@@ -410,6 +410,7 @@ def _descend(neuron: Neuron, hessians: torch.Tensor, constants: torch.Tensor) ->
     summands = (-rate * constants).numpy()
     theta = neuron.theta.numpy()
     product = np.empty_like(theta)
-    for factor, summand in zip(factors, summands, strict=True):
-        np.dot(theta, factor, out=product)
-        np.add(product, summand, out=theta)
+    with np.errstate(over="ignore", invalid="ignore"):  # found out after the epoch
+        for factor, summand in zip(factors, summands, strict=True):
+            np.dot(theta, factor, out=product)
+            np.add(product, summand, out=theta)

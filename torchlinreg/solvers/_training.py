@@ -42,6 +42,7 @@ DIVERGED = 1e6
 # rate is halved where it does, at most so many times.
 LARGEST_RISE = 4.0
 ROUNDING = 1e-24
+EPS = 2.0**-53
 MAX_CUTS = 60
 # Optima that differ by more standard deviations than this are those of other data.
 SAME_DATA = 1e-9
@@ -129,14 +130,16 @@ class _Loop:
         self.loss_curve: list[float] = []
         self.validation_curve: list[float] = []
         self.cuts = 0
-        self.lowest = np.inf  # of what n_iter_no_change watches
-        self.unimproved = 0
+        self.watched = (
+            np.inf
+        )  # the lowest validation loss, or the last excess of the training loss that moved
+        self.idle = 0  # epochs since then
         self.best_parameters = coordinates.start
         self._start_neuron(coordinates.start)
         self.first_loss = self.floor + self._excess(coordinates.start)
         of_zero = float((coordinates.about.target_unit**2).sum()) / 2
-        # Coefficients that nearly cancel are rounded at a level of their own.
-        self.near_enough = training.tol * max(1.0, coordinates.about.largest_coefficient)
+        # Coefficients that nearly cancel are large, and so is their rounding.
+        self.near_enough = max(training.tol, 16 * EPS * coordinates.about.largest_coefficient)
         self.hopeless = DIVERGED * max(self.first_loss, self.floor + of_zero)
 
     def _start_neuron(self, parameters: np.ndarray) -> None:
@@ -231,14 +234,9 @@ class _Loop:
         self.loss_curve.append(loss)
         if validation is not None:
             self.validation_curve.append(validation)
-        watched = validation if training.early_stopping and validation is not None else excess
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(loss if validation is None else validation)
-        if watched < self.lowest - training.tol * abs(self.lowest) or not np.isfinite(self.lowest):
-            self.lowest, self.unimproved = watched, 0
-            self.best_parameters = parameters.copy()
-        else:
-            self.unimproved += 1
+        self._watch(parameters, excess, validation)
         self.status = self._ending(distance)
         if training.report is not None:
             coef, intercept = self.coordinates.model(parameters)
@@ -254,13 +252,27 @@ class _Loop:
             return None
         if distance <= self.near_enough:
             return Status.OPTIMAL
-        if self.unimproved < training.n_iter_no_change:
+        if self.idle < training.n_iter_no_change:
             return None
-        if training.early_stopping:
-            return Status.EARLY_STOPPED
-        # The automatic schedule settles down only at its end.
-        scheduled = self.automatic and training.make_scheduler is None
-        return None if scheduled else Status.NO_PROGRESS
+        return Status.EARLY_STOPPED if training.early_stopping else Status.NO_PROGRESS
+
+    def _watch(self, parameters: np.ndarray, excess: float, validation: float | None) -> None:
+        """Count the epochs without progress: no lower validation loss, or no change of the training loss.
+
+        A training loss that rises is no reason to stop: momentum and Adam overshoot and come back.
+        """
+        tol = self.training.tol
+        if self.training.early_stopping and validation is not None:
+            latest = validation
+            moved = validation < self.watched * (1 - tol)
+        else:
+            latest = excess
+            moved = abs(excess - self.watched) > tol * max(excess, self.watched)
+        moved = moved or not np.isfinite(self.watched)  # in the first epoch
+        self.idle = 0 if moved else self.idle + 1
+        if moved:
+            self.watched = latest
+            self.best_parameters = parameters.copy()
 
     def _raise_diverged(self, loss: float) -> None:
         stable = 2 / largest_curvature(self.coordinates, self.alpha)
@@ -294,8 +306,8 @@ class _Loop:
             "loss_curve": list(self.loss_curve),
             "validation_curve": list(self.validation_curve),
             "cuts": self.cuts,
-            "lowest": float(self.lowest),
-            "unimproved": self.unimproved,
+            "watched": float(self.watched),
+            "idle": self.idle,
             "best_parameters": torch.from_numpy(self.best_parameters.copy()),
         }
 
@@ -339,7 +351,7 @@ class _Loop:
         self.epoch = state["epoch"]
         self.status = None if state["status"] is None else Status[state["status"]]
         self.loss_curve, self.validation_curve = list(state["loss_curve"]), list(state["validation_curve"])
-        self.cuts, self.lowest, self.unimproved = state["cuts"], state["lowest"], state["unimproved"]
+        self.cuts, self.watched, self.idle = state["cuts"], state["watched"], state["idle"]
         self.best_parameters = state["best_parameters"].numpy().copy()
 
 
@@ -348,6 +360,9 @@ def _solution(loop: _Loop, status: Status) -> Solution:
     exact = coordinates.about.solution
     parameters = loop.final_parameters
     coef, intercept = coordinates.model(parameters)
+    distance = float(coordinates.distance(parameters))
+    if status is Status.OPTIMAL and loop.training.early_stopping and distance > loop.near_enough:
+        status = Status.EARLY_STOPPED  # the lowest validation loss was on the way
     if status is Status.OPTIMAL and loop.automatic:
         status = exact.status  # which knows of dependent columns and lost digits
     return Solution(
@@ -359,7 +374,7 @@ def _solution(loop: _Loop, status: Status) -> Solution:
         status=status,
         n_iter=loop.epoch,
         error=exact.error,
-        distance=float(coordinates.distance(parameters)),
+        distance=distance,
         loss_curve=loop.loss_curve,
         validation_loss_curve=loop.validation_curve if loop.training.validation is not None else None,
     )
