@@ -114,9 +114,17 @@ class RowBlocks:
         weight = None if self.weight is None else self.weight[index_there]
         return Block(self._source.gather(index), self.y.index_select(0, index_there), weight)
 
-    def with_weight(self, weight: torch.Tensor | None) -> RowBlocks:
-        """The same rows with other weights."""
-        return RowBlocks(self._source, self.y, weight, one_target=self.one_target)
+    def select(self, index: torch.Tensor, weight: torch.Tensor) -> RowBlocks:
+        """Rows of these indices (on the CPU), in this order, with these weights; not a copy."""
+        source = Source(
+            len(index),
+            self.n_features,
+            self.dtype,
+            lambda start, stop: self._source.gather(index[start:stop]),
+            lambda inner: self._source.gather(index[inner]),
+        )
+        y = self.y.index_select(0, index.to(self.device))
+        return RowBlocks(source, y, weight, one_target=self.one_target)
 
     def head(self, n_rows: int) -> Block:
         """The first rows, as a dense block, from the first one with a positive weight on."""
@@ -158,7 +166,8 @@ class RowBlocks:
         largest = self.weight.max()
         if 1e-100 <= float(largest) <= 1e100:
             return self
-        return self.with_weight(self.weight / dd.slice_scale(largest))
+        weight = self.weight / dd.slice_scale(largest)
+        return RowBlocks(self._source, self.y, weight, one_target=self.one_target)
 
     def positive_weight_rows(self) -> RowBlocks:
         """The rows whose weight is not 0, a copy where there are others; for few rows only."""

@@ -56,18 +56,16 @@ class EpochReport:
         if hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx"):
             self._context = estimator._init_callback_context(max_subtasks=max_iter)
             self._context.call_on_fit_task_begin(estimator=estimator, **self._data)
-        verbose = int(estimator.verbose)
-        # verbose=1 prints about 20 lines, more prints a line per epoch.
-        self._print_every = 0 if not verbose else 1 if verbose > 1 else max(1, max_iter // 20)
+        self._verbose = int(estimator.verbose)
 
     @property
     def listens(self) -> bool:
         """Whether anyone wants to know of single epochs."""
-        return self._context is not None or self._print_every > 0
+        return self._context is not None or self._verbose > 0
 
     def epoch(self, epoch: Epoch, fitted: Callable[[], dict[str, Any]]) -> bool:
         """Report an epoch, of which `fitted` makes the attributes; whether a callback asks to stop."""
-        if self._print_every and epoch.number % self._print_every == 0:
+        if self._verbose > 1 or (self._verbose and str(epoch.number).rstrip("0") in ("1", "2", "5")):
             validation = "" if epoch.validation_loss is None else f", validation {epoch.validation_loss:.6g}"
             print(f"TorchLinearRegressor: epoch {epoch.number}, loss {epoch.loss:.6g}{validation}")
         if self._context is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -89,7 +90,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         ``"auto"`` needs no tuning: it trains in coordinates in which the objective is a sphere, at a rate
         that suits the optimizer and falls to 0 at `max_iter` unless there is an `lr_scheduler`, corrects
         mini-batch gradients by the full gradient at the epoch's start [4]_, halves the rate if the
-        loss rises, and ends at the optimum of raw data of any scale and offset. It costs an exact fit.
+        loss rises, and ends at the optimum of raw data of any scale and offset.
+        Both cost an exact fit first, which `status_` and the automatic coordinates are made from.
     lr_scheduler : str, class or callable, default=None
         A scheduler of `torch.optim.lr_scheduler`, by its name in lower case if it needs no arguments, its
         class, or a callable that takes the optimizer, such as ``functools.partial(StepLR, step_size=10)``.
@@ -97,7 +99,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     batch_size : int or None, default=None
         Rows per step of an optimizer. None is the full batch: one step per epoch, on moments of the rows,
         which take one pass over them. The gradient of a batch is its mean over its rows, also if it is the
-        last and shorter; weights are divided by their mean over all rows.
+        last and shorter; weights are divided by their mean, and rows of weight 0 are left out.
     max_iter : int or None, default=None
         For optimizers the most epochs, 1000 if None. Else the most refinement passes over the rows, 0 for
         none; None leaves it to the solver.
@@ -122,11 +124,13 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     warm_start : bool, default=False
         Whether `fit` with an optimizer starts at the coefficients of the fit before.
     random_state : int, RandomState or None, default=None
-        Seeds the order of mini-batches and the choice of validation rows. No global state is seeded.
+        Seeds the order of mini-batches and the choice of validation rows; with None, two fits differ. No
+        global state is seeded.
     device : str, default="auto"
         Where to compute: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` is where X is.
     verbose : int, default=0
-        1 prints a line about each fit, and about 20 lines while training; 2 a line per epoch.
+        1 prints a line about each fit, and while training after epochs 1, 2, 5, 10, 20, 50, ...; 2 a line per
+        epoch.
 
     Attributes
     ----------
@@ -313,24 +317,25 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         self._check_parameters()
         report = EpochReport(self, X, y, sample_weight, self._n_epochs())
         earlier = self._earlier_model()
-        given = self._open(X, y, sample_weight, reset=True)
-        blocks = given.with_ordinary_weights()
-        problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
-        if is_training(self.solver):
-            initial = self._initial_model(blocks, coef_init, intercept_init, earlier)
-            validation = self._open_validation(blocks, X_val, y_val, sample_weight_val)
-            to_train_on, training = self._plan_training(problem, initial, validation, resume_from, report)
-            solution = train(to_train_on, training)
-        else:
-            self._refuse_training(
-                coef_init=coef_init,
-                intercept_init=intercept_init,
-                X_val=X_val,
-                y_val=y_val,
-                sample_weight_val=sample_weight_val,
-                resume_from=resume_from,
-            )
-            solution = choose_solver(self.solver, problem)(problem, float(self.tol), self.max_iter)
+        with _features_kept_on_failure(self):
+            given = self._open(X, y, sample_weight, reset=True)
+            blocks = given.with_ordinary_weights()
+            problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
+            if is_training(self.solver):
+                initial = self._initial_model(blocks, coef_init, intercept_init, earlier)
+                validation = self._open_validation(blocks, X_val, y_val, sample_weight_val)
+                to_train_on, training = self._plan_training(problem, initial, validation, resume_from, report)
+                solution = train(to_train_on, training)
+            else:
+                self._refuse_training(
+                    coef_init=coef_init,
+                    intercept_init=intercept_init,
+                    X_val=X_val,
+                    y_val=y_val,
+                    sample_weight_val=sample_weight_val,
+                    resume_from=resume_from,
+                )
+                solution = choose_solver(self.solver, problem)(problem, float(self.tol), self.max_iter)
         self._optimizer_state: dict[str, Any] | None = None
         self._moments: Moments | ExactMoments | None = None
         if not is_wide(problem) and blocks.weight is given.weight:
@@ -347,11 +352,18 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         return self
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Fit on these rows and all rows given before: the exact least squares of them all.
+        """Fit on these rows and all rows given before, exactly or by one pass of the optimizer.
 
-        The rows themselves are not kept, only their second moments, to about 100 bits: any split of
-        the rows into calls gives the model of one `fit`, with 12 digits up to a condition of about
-        1e9, and a warning beyond. After `fit`, its rows count as well, with moments in float64.
+        Solvers that do not train give the exact least squares of all rows. The rows themselves are not kept,
+        only their second moments, to about 100 bits: any split of the rows into calls gives the model of one
+        `fit`, with 12 digits up to a condition of about 1e9, and a warning beyond. After `fit`, its rows
+        count as well, with moments in float64.
+
+        Optimizers make one pass over these rows, in batches of `batch_size` (None: one step), from the
+        coefficients so far. With a number for `learning_rate` it is a pass of the user's own loop, and the
+        optimizer's state goes on from call to call; with ``"auto"`` it heads for the optimum of all rows so
+        far, whose moments are kept. `lr_scheduler`, `max_iter`, `tol`, `early_stopping` and callbacks are of
+        `fit` only; `n_iter_` counts on.
 
         Parameters
         ----------
@@ -372,6 +384,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         ValueError
             As in `fit`; other features or another number of targets than before; or `fit` was called
             before on data with fewer rows than features, of which no moments are kept.
+        FloatingPointError
+            Training diverged with the number given for `learning_rate`; the model is as before.
         """
         self._check_parameters()
         first = not hasattr(self, "coef_")
@@ -562,20 +576,24 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         """Where training starts, if not at 0; float64, in the user's units."""
         if coef_init is None and intercept_init is None and earlier is None:
             return None
-        if earlier is not None:
-            coef_init = earlier[0] if coef_init is None else coef_init
-            intercept_init = earlier[1] if intercept_init is None else intercept_init
         shape = blocks.n_targets, blocks.n_features
-        if earlier is not None and np.shape(earlier[0])[-1] != blocks.n_features:
-            raise ValueError(
-                f"warm_start=True cannot go on from coef_ of shape {np.shape(earlier[0])}: X has "
-                f"{blocks.n_features} features now. Use warm_start=False."
-            )
-        coef = np.zeros(shape) if coef_init is None else _as_initial("coef_init", coef_init, shape)
-        constant = 0.0 if intercept_init is None else intercept_init
-        if not self.fit_intercept and np.any(np.asarray(_on_host(constant)) != 0):
-            raise ValueError("intercept_init is given, but fit_intercept=False; leave it out.")
-        return coef, _as_initial("intercept_init", constant, shape[:1])
+        coef, intercept = np.zeros(shape), np.zeros(shape[:1])
+        if earlier is not None:
+            coef = np.atleast_2d(np.asarray(earlier[0], dtype=np.float64))
+            intercept = np.atleast_1d(np.asarray(earlier[1], dtype=np.float64))
+            if coef.shape != shape:
+                raise ValueError(
+                    f"Training cannot go on from coef_ of shape {np.shape(earlier[0])}: there are {shape[1]} "
+                    f"features and {shape[0]} targets now. Use warm_start=False."
+                )
+            intercept = np.broadcast_to(intercept if self.fit_intercept else 0.0, shape[:1]).copy()
+        if coef_init is not None:
+            coef = _as_initial("coef_init", coef_init, shape)
+        if intercept_init is not None:
+            intercept = _as_initial("intercept_init", intercept_init, shape[:1])
+            if not self.fit_intercept and intercept.any():
+                raise ValueError("intercept_init is given, but fit_intercept=False; leave it out.")
+        return coef, intercept
 
     def _open_validation(
         self, blocks: RowBlocks, X_val: Any, y_val: Any, sample_weight_val: Any
@@ -598,14 +616,22 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
 
     def _attributes_after(self, epoch: Epoch, blocks: RowBlocks) -> dict[str, Any]:
         """What a copy of the estimator needs to predict as if training had ended here."""
-        coef = np.array(epoch.coef, dtype=_dtype_of(blocks))
-        intercept = np.array(epoch.intercept, dtype=coef.dtype)
+        coef, intercept = self._fitted(epoch.coef, epoch.intercept, blocks)
         return {
-            "coef_": coef[0] if blocks.one_target else coef,
-            "intercept_": (intercept[0] if blocks.one_target else intercept) if self.fit_intercept else 0.0,
+            "coef_": coef,
+            "intercept_": intercept,
             "n_iter_": epoch.number,
             "_training_state": epoch.state,
         }
+
+    def _fitted(self, coef: np.ndarray, intercept: np.ndarray, blocks: RowBlocks) -> tuple[np.ndarray, Any]:
+        """`coef_` and `intercept_` in the dtype of X and the form of y."""
+        with np.errstate(over="ignore"):
+            coef = np.array(coef, dtype=_dtype_of(blocks), order="C")
+            intercept = np.array(intercept, dtype=coef.dtype)
+        if not self.fit_intercept:
+            return coef[0] if blocks.one_target else coef, 0.0
+        return (coef[0], intercept[0]) if blocks.one_target else (coef, intercept)
 
     def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
         if y is None:
@@ -668,8 +694,9 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         self._check_targets(blocks)
         if self._moments is None:
             raise ValueError(
-                "partial_fit cannot go on after fit on fewer rows than features, or with weights beyond "
-                "1e-100 to 1e100, which keeps no moments. Use partial_fit from the first rows on."
+                "partial_fit cannot go on: no moments were kept, since the model comes from fewer rows than "
+                "features, weights beyond 1e-100 to 1e100, or partial_fit with a number for learning_rate. "
+                "Start anew, with partial_fit and these parameters from the first rows on."
             )
         if not self.fit_intercept and self._moments.frame.shift.any():
             raise ValueError(
@@ -705,19 +732,13 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
 
     def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
-        numpy_dtype = _dtype_of(blocks)
-        with np.errstate(over="ignore"):
-            coef = np.ascontiguousarray(solution.coef.T, dtype=numpy_dtype)
-            intercept = solution.intercept.astype(numpy_dtype)
+        coef, intercept = self._fitted(solution.coef.T, solution.intercept, blocks)
         if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
             raise ValueError(
-                f"The coefficients or the intercept exceed {np.dtype(numpy_dtype)}. Bring X and y to similar "
+                f"The coefficients or the intercept exceed {coef.dtype}. Bring X and y to similar "
                 "units, or give them as float64."
             )
-        self.coef_ = coef[0] if blocks.one_target else coef
-        self.intercept_: Any = intercept[0] if blocks.one_target else intercept
-        if not self.fit_intercept:
-            self.intercept_ = 0.0
+        self.coef_, self.intercept_ = coef, intercept
         self.rank_ = solution.rank
         self.condition_number_ = solution.condition_number
         self.solver_ = solution.solver
@@ -751,14 +772,27 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             )
 
 
+@contextmanager
+def _features_kept_on_failure(estimator: TorchLinearRegressor) -> Iterator[None]:
+    """Put back the names and number of features of an earlier fit, whose coefficients are still there."""
+    names = ("n_features_in_", "feature_names_in_")
+    before = {name: getattr(estimator, name) for name in names if hasattr(estimator, name)}
+    try:
+        yield
+    except Exception:
+        for name in names:
+            estimator.__dict__.pop(name, None)
+        estimator.__dict__.update(before)
+        raise
+
+
 def _dtype_of(blocks: RowBlocks) -> type[np.floating[Any]]:
     return np.float32 if blocks.dtype is torch.float32 else np.float64
 
 
 def _check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be {allowed}.")
-    if not holds(value):
+    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
+    if not is_number or not holds(value):
         raise ValueError(f"{name}={value!r} must be {allowed}.")
 
 
@@ -769,7 +803,10 @@ def _check_integer(name: str, value: Any, least: int, otherwise: str = "") -> No
 
 def _as_initial(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     """An array of that shape, (n_targets, ...), in float64; for one target without that dimension, too."""
-    array = np.asarray(_on_host(value))
+    try:
+        array = np.asarray(_on_host(value))
+    except ValueError as error:  # ragged lists
+        raise ValueError(f"{name} must be an array of real numbers: {error}") from error
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must hold real numbers; it has dtype {array.dtype}.")
     array = array.astype(np.float64)
@@ -777,8 +814,8 @@ def _as_initial(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     if array.ndim == len(shape) - 1 and shape[0] == 1:
         array = array[None]
     if array.shape != shape:
-        wanted = f"{shape[1:]} or {shape}" if shape[0] == 1 else f"{shape}, the number of targets first"
-        raise ValueError(f"{name} has shape {given}; {wanted} is needed.")
+        wanted = f"{shape[1:]} or {shape}" if shape[0] == 1 else f"{shape} (targets first)"
+        raise ValueError(f"{name} has shape {given}; it must have shape {wanted}.")
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds NaN or infinity.")
     return array

@@ -28,8 +28,8 @@ class Status(Enum):
         "was reached. Use another learning rate or optimizer, learning_rate='auto', or solver='auto'."
     )
     EARLY_STOPPED = (
-        "Training ended because the validation loss stopped falling for n_iter_no_change epochs; the "
-        "coefficients of its lowest value were taken."
+        "Training ended because the validation loss had not fallen for n_iter_no_change epochs, or the "
+        "training loss could fall no more; the coefficients of the lowest validation loss were taken."
     )
     CALLBACK = "Training ended because a callback asked for it."
     ONE_PASS = "partial_fit made one pass of the optimizer over the rows of its last call."
@@ -44,9 +44,10 @@ class FitStatus:
     kind : Status
         What happened.
     distance : float or None, default=None
-        For a trained model, the largest difference of a coefficient or the intercept from the optimum of
-        the training objective, with every column of X and y in units of its standard deviation. None for
-        solvers that do not train.
+        For a trained model, the largest difference of a coefficient, or of the mean prediction, from the
+        optimum of the training objective, with every column of X and y in units of its standard deviation (of
+        its root mean square without intercept). Of several optima the nearest counts. None for solvers that
+        do not train.
 
     Examples
     --------

@@ -12,16 +12,22 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIXERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
+RESIDUAL_BYTES = 4 * 2**20
+
+
 def split(blocks: RowBlocks, fraction: float, seed: int) -> tuple[RowBlocks, RowBlocks]:
     """Rows to train on and rows to validate on: `fraction` of the distinct rows, chosen by their values.
 
-    A row's place depends on its values and the seed alone. So copies of a row stay together, a weight of
-    2 is two copies, a weight of 0 is none, and the order of the rows does not matter.
+    A row's place, also in the order of the result, depends on its values and the seed alone, and copies of a
+    row become one row of their total weight. So a weight of 2 is two copies, a weight of 0 is none, and the
+    order of the rows does not matter.
     """
-    hashes = _row_hashes(blocks, seed)
-    weight = torch.ones(blocks.n_samples, dtype=torch.float64, device=blocks.device)
-    weight = weight if blocks.weight is None else blocks.weight
-    distinct = np.unique(hashes[(weight > 0).cpu().numpy()])
+    weight = np.ones(blocks.n_samples) if blocks.weight is None else blocks.weight.cpu().numpy()
+    rows = np.flatnonzero(weight > 0)
+    hashes = _row_hashes(blocks, seed)[rows]
+    distinct, first, which = np.unique(hashes, return_index=True, return_inverse=True)
+    total = torch.from_numpy(np.bincount(which, weight[rows])).to(blocks.device)
+    index = torch.from_numpy(rows[first])
     n_validation = max(1, round(fraction * len(distinct)))
     if n_validation >= len(distinct):
         raise ValueError(
@@ -29,8 +35,8 @@ def split(blocks: RowBlocks, fraction: float, seed: int) -> tuple[RowBlocks, Row
             f"n_samples={blocks.n_samples}, of which {len(distinct)} distinct with a positive weight. Give "
             "more rows or a smaller validation_fraction, give X_val and y_val, or use early_stopping=False."
         )
-    chosen = torch.from_numpy(hashes < distinct[n_validation]).to(blocks.device)
-    return blocks.with_weight(weight * ~chosen), blocks.with_weight(weight * chosen)
+    train, validation = slice(n_validation, None), slice(0, n_validation)
+    return blocks.select(index[train], total[train]), blocks.select(index[validation], total[validation])
 
 
 def _row_hashes(blocks: RowBlocks, seed: int) -> np.ndarray:
@@ -64,9 +70,15 @@ def squared_losses(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -
 
     def of(block: Block) -> torch.Tensor:
         assert block.X is not None
-        residual = torch.addmm(constant, block.X.to(torch.float64), weights) - block.y.repeat(1, n_models)
-        total = torch.ones_like(block.y[:, 0]) if block.weight is None else block.weight
-        return torch.cat([total @ residual.square(), total.sum()[None]])
+        weight = torch.ones_like(block.y[:, 0]) if block.weight is None else block.weight
+        sums = torch.cat([torch.zeros_like(constant), weight.sum()[None]])
+        n_rows = max(1, RESIDUAL_BYTES // (8 * len(constant)))
+        for first in range(0, len(weight), n_rows):
+            part = slice(first, first + n_rows)
+            residual = torch.addmm(constant, block.X[part].to(torch.float64), weights)
+            residual -= block.y[part].repeat(1, n_models)
+            sums[:-1] += weight[part] @ residual.square_()
+        return sums
 
     sums = blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
     return sums[:-1].reshape(n_models, n_targets).sum(1) / (2 * sums[-1])

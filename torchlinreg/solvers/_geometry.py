@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torchlinreg._exact_moments import ExactMoments
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
+from torchlinreg._validation import squared_losses
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import (
     Fit,
@@ -21,6 +22,8 @@ from torchlinreg.solvers._normal import inverse_of_upper
 
 # Singular values of wide rows below this share of the largest belong to rows that depend on each other.
 DEPENDENT_ROWS = 1e-12
+# Moments give the residuals' mean square to about 1e-15 of that of y; below this share, another pass is made.
+CANCELLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,10 @@ class Geometry:
     target_spread: np.ndarray  # shape: (n_targets,)
     transform: np.ndarray  # shape: (n_features, rank)
     inverse: np.ndarray  # of transform, from the left; shape: (rank, n_features)
-    scatter: np.ndarray | None  # weighted mean of centred x x.T; None for wide rows
+    cross: np.ndarray  # weighted mean of centred x y.T; shape: (n_features, n_targets)
+    scatter: np.ndarray | None  # the same of x x.T; None for wide rows
     rows: np.ndarray | None  # centred rows times sqrt(weight / weight_sum), of wide data only
-    floor: np.ndarray  # the objective at the optimum; shape: (n_targets,)
+    floor: float  # the objective at the optimum
 
     @property
     def target_unit(self) -> np.ndarray:
@@ -50,17 +54,27 @@ class Geometry:
         return np.where(size > 0, size, 1.0)
 
     @property
+    def fingerprint(self) -> np.ndarray:
+        """Numbers by which data are known again."""
+        sums = [self.weight_sum, self.floor]
+        return np.concatenate(
+            [self.center, self.spread, self.target_center, self.target_spread, self.solution.intercept, sums]
+        )
+
+    @property
     def largest_coefficient(self) -> float:
         """The largest standardised coefficient of the optimum; large where columns nearly cancel."""
         standardised = np.abs(self.solution.coef) * self.spread[:, None] / self.target_unit
         return float(standardised.max(initial=0.0))
 
     def distance(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """The largest standardised difference of a coefficient or intercept from the optimum.
+        """The largest difference of a coefficient from the optimum, and of the mean prediction, standardised.
 
         Of one model or, with a leading dimension, of several; coef has shape (..., n_targets, n_features).
         """
         change = coef - self.solution.coef.T
+        if len(self.inverse) < len(self.center):  # of many optima, the nearest one
+            change = (change @ self.inverse.T) @ self.transform.T
         in_spreads = np.abs(change * self.spread).max(-1, initial=0.0)
         mean_error = np.abs(intercept - self.solution.intercept + change @ self.center)
         return (np.maximum(in_spreads, mean_error) / self.target_unit).max(-1)
@@ -88,7 +102,12 @@ def geometry_of_accumulated(
 
 def _of_moments(problem: Problem, tol: float) -> Geometry:
     solution, fit = solve_with_fit(problem, tol)
-    return _of_fit(solution, fit, problem.moments.raw.cpu().numpy(), problem.fit_intercept)
+    geometry = _of_fit(solution, fit, problem.moments.raw.cpu().numpy(), problem.fit_intercept)
+    if 2 * geometry.floor > CANCELLED * float((geometry.target_spread**2).sum()):
+        return geometry
+    loss = squared_losses(problem.blocks, solution.coef.T[None], solution.intercept[None])[0]
+    penalty = problem.alpha * float((solution.coef**2).sum()) / 2
+    return replace(geometry, floor=float(loss) + penalty)
 
 
 def _of_fit(solution: Solution, fit: Fit, raw: np.ndarray, fit_intercept: bool) -> Geometry:
@@ -117,9 +136,10 @@ def _of_fit(solution: Solution, fit: Fit, raw: np.ndarray, fit_intercept: bool) 
         target_spread=spread[n_features:],
         transform=transform,
         inverse=inverse,
+        cross=scatter[:n_features, n_features:],
         scatter=scatter[:n_features, :n_features],
         rows=None,
-        floor=rss / 2,
+        floor=float(rss.sum()) / 2,
     )
 
 
@@ -179,7 +199,8 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
         target_spread=np.sqrt((centred_y**2).sum(0)),
         transform=right[kept].T / whitened,
         inverse=right[kept] * whitened[:, None],
+        cross=rows.T @ centred_y,
         scatter=None,
         rows=rows,
-        floor=((residual**2).sum(0) + penalty) / 2,
+        floor=float(((residual**2).sum(0) + penalty).sum()) / 2,
     )

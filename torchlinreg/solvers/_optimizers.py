@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,9 +29,9 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     and issubclass(value, Scheduler)
     and name not in ("LRScheduler", "_LRScheduler", "ChainedScheduler", "SequentialLR")  # need others
 }
-# With learning_rate="auto" the objective is a sphere of radius 1 around its optimum (see _training.py). Steps
-# along the gradient then halve the distance, or leave it to a line search; others move each coordinate by
-# about the rate, whatever the gradient, and Adam was within 1e-12 of the optimum after 520 of 1000 epochs.
+# With learning_rate="auto" the objective is a sphere of radius 1 around its optimum (see _coordinates.py).
+# Steps along the gradient then halve the distance, or leave it to a line search; others move each coordinate
+# by about the rate, whatever the gradient, and Adam was within 1e-12 of the optimum after 520 of 1000 epochs.
 AUTO_RATES = {"sgd": 0.5, "asgd": 0.5, "lbfgs": 1.0, "adagrad": 0.5, "adadelta": 1.0}
 AUTO_RATE_OF_OTHERS = 0.1
 # What torch's L-BFGS needs: a line search, and that tol decides when to stop. One iteration is an epoch.
@@ -41,12 +41,12 @@ LBFGS_OPTIONS: dict[str, Any] = {
     "tolerance_grad": 0.0,
     "tolerance_change": 0.0,
 }
-# By name and at an automatic rate, training ends at the optimum of the objective, whose penalty is alpha: the
-# decay of the weights that these add by default would keep them 1e-4 away.
-WITHOUT_DECAY: dict[str, dict[str, Any]] = {
-    "adamw": {"weight_decay": 0.0},
-    "asgd": {"lambd": 0.0},
-    "muon": {"weight_decay": 0.0},
+# At an automatic rate, training ends at the optimum of the objective, whose penalty is alpha: the decay of
+# the weights that these add unless told otherwise would keep them 1e-4 away.
+WITHOUT_DECAY: dict[Any, dict[str, Any]] = {
+    OPTIMIZERS[name]: {option: 0.0}
+    for name, option in (("adamw", "weight_decay"), ("asgd", "lambd"), ("muon", "weight_decay"))
+    if name in OPTIMIZERS
 }
 
 
@@ -73,9 +73,7 @@ def is_training(solver: object) -> bool:
 def optimizer_recipe(solver: Any, learning_rate: Any) -> Recipe:
     """The recipe for a name of `OPTIMIZERS`, a class, or a callable ``params -> Optimizer``."""
     if isinstance(solver, str):
-        options = WITHOUT_DECAY.get(solver, {}) if isinstance(learning_rate, str) else {}
-        options = LBFGS_OPTIONS if solver == "lbfgs" else options
-        solver = functools.partial(OPTIMIZERS[solver], **options)
+        solver = functools.partial(OPTIMIZERS[solver], **(LBFGS_OPTIONS if solver == "lbfgs" else {}))
     keywords = solver.keywords if isinstance(solver, functools.partial) else {}
     function = solver.func if isinstance(solver, functools.partial) else solver
     rate = None if isinstance(learning_rate, str) else float(learning_rate)
@@ -87,8 +85,10 @@ def optimizer_recipe(solver: Any, learning_rate: Any) -> Recipe:
         return Recipe(_checked(solver, rate), rate, None)
     auto_rate = None if rate is not None else _auto_rate(function)
     initial = auto_rate if rate is None else rate
+    options = {} if auto_rate is None else WITHOUT_DECAY.get(function, {})
     if "lr" in inspect.signature(function).parameters:
-        solver = functools.partial(solver, lr=initial)
+        options = options | {"lr": initial}
+    solver = functools.partial(solver, **(options | keywords))
     joins = (
         function in OPTIMIZERS.values() and function is not torch.optim.Adafactor
     )  # which has norms of each
@@ -116,6 +116,36 @@ def _checked(make: Callable[[list[Parameter]], Any], rate: float | None) -> Make
         return result
 
     return optimizer
+
+
+def kept_state(optimizer: Optimizer) -> dict[str, Any]:
+    """A copy on the CPU of the optimizer's state, of tensors, numbers and lists."""
+    state: dict[str, Any] = _copied(optimizer.state_dict(), torch.device("cpu"))
+    return state
+
+
+def put_state(optimizer: Optimizer, state: Mapping[int, Any]) -> None:
+    """Give the optimizer a copy of the kept state of its parameters.
+
+    `Optimizer.load_state_dict` would cast tensors to the parameters' dtype; NAdam has one of float32.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in state.items():
+        parameter = parameters[index]
+        optimizer.state[parameter] = {
+            name: _copied(value, torch.device("cpu") if name == "step" else parameter.device)
+            for name, value in values.items()
+        }
+
+
+def _copied(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().to(device)
+    if isinstance(value, dict):
+        return {key: _copied(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item, device) for item in value)
+    return value
 
 
 def scheduler_maker(lr_scheduler: Any) -> MakeScheduler:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,21 +30,23 @@ from torchlinreg.solvers._coordinates import (
     users_units_without_optimum,
 )
 from torchlinreg.solvers._geometry import Geometry, geometry_of
-from torchlinreg.solvers._optimizers import MakeScheduler, Recipe
-from torchlinreg.solvers._passes import FullBatch, MiniBatches, Neuron, largest_curvature
+from torchlinreg.solvers._optimizers import MakeScheduler, Recipe, kept_state, put_state
+from torchlinreg.solvers._passes import FullBatch, MiniBatches, Neuron, largest_curvature, stable_rate
 
 DEFAULT_MAX_ITER = 1000
 # Epochs of full-batch training whose losses are evaluated at once: 64 at once cost 1 us each, 1 by 1 30 us.
 EPOCHS_AT_ONCE = 64
 # A loss this many times that of the start, or of the optimum, has no way back.
 DIVERGED = 1e6
-# With an automatic rate, an epoch may not leave the objective this many times higher above its optimum; the
-# rate is halved where it does, at most so many times.
+# With an automatic rate, an epoch may not leave the objective this many times higher above its optimum than
+# the highest of so many epochs before (Adam and momentum swing), but for rounding; the rate is halved where
+# it does, at most so many times.
 LARGEST_RISE = 4.0
+RECENT = 16
 ROUNDING = 1e-24
 EPS = 2.0**-53
 MAX_CUTS = 60
-# Optima that differ by more standard deviations than this are those of other data.
+# Means and spreads that differ by more than this are those of other data.
 SAME_DATA = 1e-9
 
 
@@ -91,12 +93,21 @@ def train(problem: Problem, training: Training) -> Solution:
     geometry = geometry_of(problem, tol=1e-12)
     automatic = training.recipe.auto_rate is not None
     place = unit_sphere if automatic else users_units
-    coordinates = place(geometry, training.start, problem.fit_intercept)
-    loop = _Loop(problem, training, coordinates)
+    start = training.start if training.resume is None else _start_of(training.resume)
+    coordinates = place(geometry, start, problem.fit_intercept)
+    loop = _Loop(problem, replace(training, start=start), coordinates)
     if training.resume is not None:
         loop.load(training.resume)
     status = loop.run()
     return _solution(loop, status)
+
+
+def _start_of(state: Mapping[str, Any]) -> Model | None:
+    """Where the training began that a state belongs to."""
+    if state["start"] is None:
+        return None
+    coef, intercept = state["start"]
+    return coef.numpy(), intercept.numpy()
 
 
 class _Loop:
@@ -122,9 +133,10 @@ class _Loop:
                 training.batch_size,
                 self.generator if training.shuffle else None,
                 corrected=self.automatic,
+                settles=self.automatic and training.make_scheduler is None,
             )
         self.full = full
-        self.floor = float(coordinates.about.floor.sum())
+        self.floor = coordinates.about.floor
         self.status: Status | None = None  # once training has ended
         self.epoch = 0
         self.loss_curve: list[float] = []
@@ -136,7 +148,8 @@ class _Loop:
         self.idle = 0  # epochs since then
         self.best_parameters = coordinates.start
         self._start_neuron(coordinates.start)
-        self.first_loss = self.floor + self._excess(coordinates.start)
+        self.recent = [self._excess(coordinates.start)]
+        self.first_loss = self.floor + self.recent[0]
         of_zero = float((coordinates.about.target_unit**2).sum()) / 2
         # Coefficients that nearly cancel are large, and so is their rounding.
         self.near_enough = max(training.tol, 16 * EPS * coordinates.about.largest_coefficient)
@@ -146,16 +159,20 @@ class _Loop:
         self.neuron = Neuron(
             parameters, self.coordinates.fit_intercept, self.passes.device, self.training.recipe
         )
-        self.neuron.set_rates([rate / 2**self.cuts for rate in self.neuron.rates])
+        if self.automatic:
+            self.neuron.set_rates([self._fair(rate) for rate in self.neuron.rates])
         make = self.training.make_scheduler
         self.scheduler = None if make is None else make(self.neuron.optimizer)
-        self.neuron.may_descend = make is None  # schedulers warn where the optimizer made no step
+        self.neuron.may_descend &= make is None  # schedulers warn where the optimizer made no step
 
     def run(self) -> Status:
         """Train until an end."""
         training = self.training
         while self.status is None and self.epoch < training.max_iter:
             self.status = self._some_epochs(min(self._epochs_at_once(), training.max_iter - self.epoch))
+        ended_high = self.epoch > 0 and self.loss_curve[-1] > self.hopeless / DIVERGED
+        if ended_high and not self.automatic:
+            self._raise_diverged(self.loss_curve[-1])
         return self.status or Status.MAX_ITER
 
     def _epochs_at_once(self) -> int:
@@ -174,18 +191,19 @@ class _Loop:
                 self.scheduler.step()
         with np.errstate(over="ignore", invalid="ignore"):
             excess = self.coordinates.excess(history, self.alpha).sum(1)
-        if self.automatic and not self._is_tame(excess, before):
-            return self._cut(before)
-        validation = self._validation_losses(history)
+        n_tame = self._count_tame(excess) if self.automatic else n_epochs
+        validation = self._validation_losses(history[:n_tame])
         with np.errstate(over="ignore", invalid="ignore"):
             distance = self.coordinates.distance(history)
-        for index in range(n_epochs):
+        for index in range(n_tame):
             status = self._after_epoch(
                 history[index], float(excess[index]), float(distance[index]), validation[index]
             )
             if status is not None:
                 self.neuron.set_parameters(history[index])
                 return status
+        if n_tame < n_epochs:
+            return self._cut(history[n_tame - 1] if n_tame else before)
         return None
 
     def _excess(self, parameters: np.ndarray) -> float:
@@ -198,16 +216,22 @@ class _Loop:
         rate = self.training.recipe.auto_rate
         assert rate is not None
         left = 1.0 if self.neuron.searches_lines else (1 - epoch / self.training.max_iter) ** 2
-        noise = 1.0 if self.neuron.searches_lines else self.passes.noise
-        self.neuron.set_rates([rate * left / noise / 2**self.cuts] * len(self.neuron.rates))
+        self.neuron.set_rates([self._fair(rate) * left] * len(self.neuron.rates))
 
-    def _is_tame(self, excess: np.ndarray, before: np.ndarray) -> bool:
-        """Whether no epoch raised the excess much, but for rounding."""
-        first = self._excess(before)
-        previous = np.concatenate([[first], excess[:-1]])
+    def _fair(self, rate: float) -> float:
+        """An automatic rate, less for the noise of batches and what has been cut."""
+        noise = 1.0 if self.neuron.searches_lines else self.passes.noise
+        return rate / noise / 2**self.cuts
+
+    def _count_tame(self, excess: np.ndarray) -> int:
+        """How many epochs did not raise the excess much above that of the last ones, but for rounding."""
         at_start = self.first_loss - self.floor
-        bound = LARGEST_RISE * np.minimum(np.maximum(previous, first), at_start) + ROUNDING * at_start
-        return bool((excess <= bound).all())
+        for index, value in enumerate(excess.tolist()):
+            bound = LARGEST_RISE * min(max(self.recent), at_start) + ROUNDING * at_start
+            if not value <= bound:
+                return index
+            self.recent = [*self.recent[1 - RECENT :], value]
+        return len(excess)
 
     def _cut(self, parameters: np.ndarray) -> Status | None:
         """Go back, and on with half the rate and a fresh optimizer."""
@@ -248,13 +272,14 @@ class _Loop:
     def _ending(self, distance: float) -> Status | None:
         """The status if there is nothing more to do."""
         training = self.training
+        is_idle = self.idle >= training.n_iter_no_change
+        if training.early_stopping and is_idle:
+            return Status.EARLY_STOPPED
         if training.tol == 0:
             return None
         if distance <= self.near_enough:
             return Status.OPTIMAL
-        if self.idle < training.n_iter_no_change:
-            return None
-        return Status.EARLY_STOPPED if training.early_stopping else Status.NO_PROGRESS
+        return Status.NO_PROGRESS if is_idle and not training.early_stopping else None
 
     def _watch(self, parameters: np.ndarray, excess: float, validation: float | None) -> None:
         """Count the epochs without progress: no lower validation loss, or no change of the training loss.
@@ -291,15 +316,15 @@ class _Loop:
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs to go on as if nothing had happened; of tensors, numbers and lists."""
-        exact = self.coordinates.about.solution
+        start = self.training.start
         return {
             "seed": self.training.seed,
             "settings": self._settings(),
-            "optimal_coef": torch.from_numpy(exact.coef.copy()),
-            "optimal_intercept": torch.from_numpy(exact.intercept.copy()),
+            "data": torch.from_numpy(self.coordinates.about.fingerprint),
+            "start": None if start is None else [torch.from_numpy(np.array(part)) for part in start],
             "status": None if self.status is None else self.status.name,
             "parameters": torch.from_numpy(self.neuron.parameters()),
-            "optimizer": copy.deepcopy(self.neuron.optimizer.state_dict()),
+            "optimizer": kept_state(self.neuron.optimizer),
             "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
             "generator": self.generator.get_state(),
             "epoch": self.epoch,
@@ -308,6 +333,7 @@ class _Loop:
             "cuts": self.cuts,
             "watched": float(self.watched),
             "idle": self.idle,
+            "recent": list(self.recent),
             "best_parameters": torch.from_numpy(self.best_parameters.copy()),
         }
 
@@ -317,12 +343,22 @@ class _Loop:
             "solver": type(self.neuron.optimizer).__name__,
             "batch_size": self.training.batch_size,
             "shuffle": self.training.shuffle,
-            "learning_rate": "auto" if self.automatic else "number",
+            "learning_rate": "auto" if self.automatic else self.training.recipe.rate,
+            "options": self._options(),
             "lr_scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "early_stopping": self.training.early_stopping,
             "alpha": self.alpha,
             "shape": list(self.coordinates.start.shape),
         }
+
+    def _options(self) -> list[dict[str, Any]]:
+        """The optimizer's options, but for those that a scheduler may move."""
+        if self.scheduler is not None:
+            return []
+        return [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in kept_state(self.neuron.optimizer)["param_groups"]
+        ]
 
     def _check_belongs(self, state: Mapping[str, Any]) -> None:
         other = [
@@ -333,18 +369,20 @@ class _Loop:
         if other:
             text = "; ".join(other)
             raise ValueError(f"The checkpoint was written with {text}. Give the same parameters.")
-        coef, intercept = state["optimal_coef"].numpy(), state["optimal_intercept"].numpy()
-        if float(self.coordinates.about.distance(coef.T, intercept)) > SAME_DATA:
+        if not np.allclose(state["data"].numpy(), self.coordinates.about.fingerprint, rtol=SAME_DATA, atol=0):
             raise ValueError(
-                "The checkpoint belongs to other data: their optimum is another. Give the X, y and weights "
-                "it was written with, or fit without resume_from."
+                "The checkpoint belongs to other data: their means or spreads are others. Give the X, y and "
+                "weights it was written with, or fit without resume_from."
             )
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a loop on the same data."""
         self._check_belongs(state)
         self.neuron.set_parameters(state["parameters"].numpy())
-        self.neuron.optimizer.load_state_dict(state["optimizer"])
+        put_state(self.neuron.optimizer, state["optimizer"]["state"])
+        groups = state["optimizer"]["param_groups"]
+        for group, saved in zip(self.neuron.optimizer.param_groups, groups, strict=True):
+            group.update({name: value for name, value in saved.items() if name != "params"})
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"])
@@ -352,6 +390,7 @@ class _Loop:
         self.status = None if state["status"] is None else Status[state["status"]]
         self.loss_curve, self.validation_curve = list(state["loss_curve"]), list(state["validation_curve"])
         self.cuts, self.watched, self.idle = state["cuts"], state["watched"], state["idle"]
+        self.recent = list(state["recent"])
         self.best_parameters = state["best_parameters"].numpy().copy()
 
 
@@ -409,23 +448,21 @@ def train_one_pass(
         min(training.batch_size or blocks.n_samples, blocks.n_samples),
         generator if training.shuffle else None,
         corrected=geometry is not None,
+        settles=geometry is not None,
     )
     neuron = Neuron(coordinates.start, fit_intercept, passes.device, training.recipe)
     if geometry is not None and not neuron.searches_lines:
         neuron.set_rates([rate / passes.noise for rate in neuron.rates])
     name = type(neuron.optimizer).__name__.lower()
     if state is not None and geometry is None and state["name"] == name:
-        # The groups are those of the parameters now; a copy, since torch goes on with what it is given.
-        groups = neuron.optimizer.state_dict()["param_groups"]
-        past = copy.deepcopy(state["optimizer"]["state"])
-        neuron.optimizer.load_state_dict({"state": past, "param_groups": groups})
+        put_state(neuron.optimizer, state["optimizer"]["state"])
     passes.run(neuron)
     parameters = neuron.parameters()
     distance = None if geometry is None else float(coordinates.distance(parameters))
     after = {
         "name": name,
         "generator": generator.get_state(),
-        "optimizer": copy.deepcopy(neuron.optimizer.state_dict()),
+        "optimizer": kept_state(neuron.optimizer),
     }
     model = coordinates.model(parameters)
     _raise_if_diverged(blocks, training.start, model, neuron.rate)
@@ -437,10 +474,10 @@ def _raise_if_diverged(blocks: RowBlocks, before: Model, after: Model, rate: flo
         zero = np.zeros_like(before[0]), np.zeros_like(before[1])
         coef, intercept = (np.stack(three) for three in zip(zero, before, after, strict=True))
         of_zero, first, last = squared_losses(blocks, coef, intercept)
-    if not last <= DIVERGED * max(first, of_zero):
+    if not last <= max(first, DIVERGED * of_zero):
         raise FloatingPointError(
             f"Training diverged: the loss on the rows of this call of partial_fit rose from {first:.2g} to "
-            f"{last:.2g}. The learning rate {rate:g} is too large for these data. Use a smaller "
-            "learning_rate, or learning_rate='auto', which needs no tuning. The model is as it was before "
-            "the call."
+            f"{last:.2g}. The learning rate {rate:g} is too large for these data; gradient descent on them "
+            f"is stable below {stable_rate(blocks):.2g}. Use a smaller learning_rate, or "
+            "learning_rate='auto', which needs no tuning. The model is as it was before the call."
         )
