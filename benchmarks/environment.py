@@ -18,6 +18,7 @@ PACKAGES = (
     "scikit-learn",
     "scikit-learn-intelex",
     "statsmodels",
+    "skorch",
     "pandas",
     "joblib",
 )

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 RESULTS = Path("benchmarks/results")
 README = Path("README.md")
 
+SPEED_PACKAGES = ("torch", "numpy", "scikit-learn", "scikit-learn-intelex", "statsmodels")
+TRAINING_PACKAGES = ("torch", "numpy", "scikit-learn", "skorch")
+
 # A result as read from JSON.
 Report = dict[str, Any]
 
@@ -87,7 +90,7 @@ def speed_table(report: Report) -> str:
         "",
         *_predict_lines(report),
         *_memory_lines(report),
-        _measured_on(report["environment"]),
+        _measured_on(report["environment"], SPEED_PACKAGES, "speed.json"),
     ]
     return "\n".join(lines)
 
@@ -132,9 +135,52 @@ def agreement_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def training_table(report: Report) -> str:
+    """Write the table of training.
+
+    Parameters
+    ----------
+    report : dict
+        What `benchmarks.training` wrote.
+
+    Returns
+    -------
+    str
+        Markdown: for every contest and contestant the epochs, the time over ours, the time in
+        milliseconds and the distance from OLS, or from exact steps where training goes by full batches;
+        then how that is meant, and where it was measured.
+    """
+    if report.get("format") != 1:
+        raise TableError(f"the training results have format {report.get('format')}: 1 is known")
+    lines = [
+        "Times over ours (above 1 we are faster), and how far the coefficients end from the least squares "
+        "solution (from exact steps for the full batch), in standard deviations. All on the same "
+        "standardised rows; training starts at zero.",
+        "",
+        *_table_head(["", "epochs", "time over ours", "ms", "distance"]),
+    ]
+    for case in report["cases"]:
+        lines.append(_row([f"**{_training_title(case)}**"] + [""] * 4))
+        lines += [_row(_training_cells(timing)) for timing in case["timings"]]
+    scaled = [
+        f"{timing['name']} was timed for {timing['n_epochs_timed']} epochs, and its time scaled to "
+        f"{timing['n_epochs']:,}"
+        for case in report["cases"]
+        for timing in case["timings"]
+        if timing["status"] == "timed" and timing["n_epochs"] != timing["n_epochs_timed"]
+    ]
+    lines += [""]
+    if scaled:
+        # Once for all the contests that say the same.
+        lines += [f"(*) {'; '.join(dict.fromkeys(scaled))}.", ""]
+    lines.append(_measured_on(report["environment"], TRAINING_PACKAGES, "training.json"))
+    return "\n".join(lines)
+
+
 TABLES = (
     Table("speed table", "speed.json", speed_table),
     Table("agreement table", "agreement.json", agreement_table),
+    Table("training table", "training.json", training_table),
 )
 
 
@@ -294,21 +340,50 @@ def _memory_lines(report: Report) -> list[str]:
     return lines
 
 
-def _measured_on(environment: Report) -> str:
+def _training_title(case: Report) -> str:
+    """What a contest of training is about."""
+    if case["part"] == "full":
+        name = {"sgd": "SGD", "adam": "Adam"}[case["optimizer"]]
+        title = f"Full batch, {name}, rate {case['learning_rate']:g}"
+    elif case["part"] == "minibatch":
+        title = f"Mini-batches of {case['batch_size']}, rate {case['learning_rate']:g} where given"
+    else:
+        title = f"Until the distance is below {case['limit']:g}"
+    return f"{title}, {_shape_text(case)}"
+
+
+def _training_cells(timing: Report) -> list[str]:
+    """A contestant's line: what it took and where it ended, or what became of it."""
+    distance = "-" if timing["error"] is None else f"{timing['error']:.0e}"
+    search = timing.get("search")
+    if timing["status"] == "wrong" and search is not None:
+        # It was given up: how long that took is no time over ours.
+        tried = f"{search['n_epochs']:,}"
+        return [timing["name"], tried, "not reached", f"> {_number(1e3 * search['seconds'])}", distance]
+    if timing["status"] != "timed":
+        outcome = "-" if timing["status"] == "skipped" else timing["status"]
+        return [timing["name"], "-", outcome, "-", distance]
+    scaled = timing["n_epochs"] != timing["n_epochs_timed"]
+    return [
+        f"{timing['name']} (*)" if scaled else timing["name"],
+        f"{timing['n_epochs']:,}",
+        _times(timing),
+        _milliseconds(timing),
+        distance,
+    ]
+
+
+def _measured_on(environment: Report, names: Sequence[str], file: str) -> str:
     """One sentence on where the figures come from."""
     packages = environment["packages"]
-    versions = ", ".join(
-        f"{name} {packages[name]}"
-        for name in ("torch", "numpy", "scikit-learn", "scikit-learn-intelex", "statsmodels")
-        if packages.get(name)
-    )
+    versions = ", ".join(f"{name} {packages[name]}" for name in names if packages.get(name))
     processor = environment["processor"]
     cuda = environment["cuda"]
     device = "" if cuda is None else f", {cuda['device']}"
     return (
         f"Measured on {processor['model']}, {processor['cores']} cores, "
         f"{environment['threads']['torch']} threads{device}; {versions}; interleaved, medians. "
-        f"From `{RESULTS / 'speed.json'}`."
+        f"From `{RESULTS / file}`."
     )
 
 

@@ -379,6 +379,49 @@ def judge(part: str, shape: Shape, timings: Sequence[Timing]) -> list[dict[str, 
     ]
 
 
+def print_timings(title: str, timings: Sequence[dict[str, Any]]) -> None:
+    """Print one line for each contestant.
+
+    Parameters
+    ----------
+    title : str
+        The line above.
+    timings : sequence of dict
+        As `Timing.record` gives them.
+    """
+    print(f"\n{title}")
+    print(f"  {'':24} {'median ms':>10} {'min ms':>10} {'n':>3} {'error':>8}  ratio to ours")
+    for timing in timings:
+        if timing["status"] != "timed":
+            print(f"  {timing['name']:24} {timing['status']}: {timing['reason']}")
+            continue
+        error = "" if timing["error"] is None else f"{timing['error']:.0e}"
+        print(
+            f"  {timing['name']:24} {1e3 * timing['median_s']:10.3f} "
+            f"{1e3 * timing['minimum_s']:10.3f} {len(timing['samples_s']):3} {error:>8}  "
+            f"{ratio_text(timing['ratio'])}",
+            flush=True,
+        )
+
+
+def ratio_text(ratio: dict[str, float] | None) -> str:
+    """Write a ratio with its quartiles.
+
+    Parameters
+    ----------
+    ratio : dict or None
+        The fields of a `Ratio`.
+
+    Returns
+    -------
+    str
+        Such as "1.52 (1.48 to 1.61)"; a dash for None.
+    """
+    if ratio is None:
+        return "-"
+    return f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark, print its tables and write its JSON file.
 
@@ -491,7 +534,7 @@ def _case(part: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any
         budget_s=options.budget,
         wait=torch.cuda.synchronize if kind == "cuda" else None,
     )
-    case = {
+    case: dict[str, Any] = {
         "part": part,
         "shape": str(shape),
         "n_samples": shape.n_samples,
@@ -502,7 +545,7 @@ def _case(part: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any
         "timings": [timing.record() for timing in timings],
         "targets": judge(part, shape, timings),
     }
-    _print_case(case)
+    print_timings(f"{part} {shape} {dtype}", case["timings"])
     return case
 
 
@@ -586,30 +629,6 @@ def _sample(
         gc.enable()
 
 
-def _print_case(case: dict[str, Any]) -> None:
-    """One line for each contestant."""
-    print(f"\n{case['part']} {case['shape']} {case['dtype']}")
-    print(f"  {'':24} {'median ms':>10} {'min ms':>10} {'n':>3} {'error':>8}  ratio to ours")
-    for timing in case["timings"]:
-        if timing["status"] != "timed":
-            print(f"  {timing['name']:24} {timing['status']}: {timing['reason']}")
-            continue
-        error = "" if timing["error"] is None else f"{timing['error']:.0e}"
-        print(
-            f"  {timing['name']:24} {1e3 * timing['median_s']:10.3f} "
-            f"{1e3 * timing['minimum_s']:10.3f} {len(timing['samples_s']):3} {error:>8}  "
-            f"{_ratio_text(timing['ratio'])}",
-            flush=True,
-        )
-
-
-def _ratio_text(ratio: dict[str, float] | None) -> str:
-    """A ratio with its quartiles."""
-    if ratio is None:
-        return "-"
-    return f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})"
-
-
 def _print_summary(report: dict[str, Any]) -> None:
     """Every target with its verdict."""
     print("\nTargets: rival's time over ours, median (quartiles)")
@@ -619,7 +638,7 @@ def _print_summary(report: dict[str, Any]) -> None:
             noise = " (within noise)" if target["within_noise"] else ""
             print(
                 f"  {case['part']:9} {case['shape']:>12}  {target['target']:33} "
-                f"{target['rival']:17} {_ratio_text(target['ratio']):24} {verdict}{noise}"
+                f"{target['rival']:17} {ratio_text(target['ratio']):24} {verdict}{noise}"
             )
     for memory in report["memory"]:
         for target in memory["targets"]:

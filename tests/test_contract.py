@@ -30,6 +30,18 @@ CONFIGURATIONS = [
     TorchLinearRegressor(solver=solver, alpha=alpha, fit_intercept=fit_intercept)
     for solver, alpha, fit_intercept in itertools.product(NAMES, [0.0, 0.1], [True, False])
 ]
+TRAINING_CONFIGURATIONS = [
+    # Adam is at the optimum long before, and takes the longest for its epochs.
+    TorchLinearRegressor(
+        solver=solver,
+        batch_size=batch_size,
+        early_stopping=early_stopping,
+        max_iter=300 if solver == "adam" else None,
+    )
+    for solver, batch_size, early_stopping in itertools.product(
+        ["sgd", "adam", "lbfgs"], [None, 8, 64], [False, True]
+    )
+]
 # The only check that may skip: it asks for array API inputs, which SCIPY_ARRAY_API=1 must allow
 # before scipy is imported.
 MAY_SKIP = {"check_array_api_input"}
@@ -46,7 +58,9 @@ def named(X, names="abc"):
 
 
 # As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
-CHECKS = [pair for reg in CONFIGURATIONS for pair in estimator_checks_generator(reg)]
+CHECKS = [
+    pair for reg in [*CONFIGURATIONS, *TRAINING_CONFIGURATIONS] for pair in estimator_checks_generator(reg)
+]
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,10 @@ from torchlinreg.solvers._passes import FullBatch, MiniBatches, Neuron, largest_
 DEFAULT_MAX_ITER = 1000
 # Epochs of full-batch training whose losses are evaluated at once: 64 at once cost 1 us each, 1 by 1 30 us.
 EPOCHS_AT_ONCE = 64
-# A loss this many times that of the start, or of the optimum, has no way back.
+# A loss this many times that of the start, or of coefficients of 0, has no way back; one this many times as
+# high at the end of training is no result (RAdam's first steps raise it by a fifth).
 DIVERGED = 1e6
+ENDED_HIGH = 10.0
 # With an automatic rate, an epoch may not leave the objective this many times higher above its optimum than
 # the highest of so many epochs before (Adam and momentum swing), but for rounding; the rate is halved where
 # it does, at most so many times.
@@ -170,7 +172,7 @@ class _Loop:
         training = self.training
         while self.status is None and self.epoch < training.max_iter:
             self.status = self._some_epochs(min(self._epochs_at_once(), training.max_iter - self.epoch))
-        ended_high = self.epoch > 0 and self.loss_curve[-1] > self.hopeless / DIVERGED
+        ended_high = self.epoch > 0 and self.loss_curve[-1] > ENDED_HIGH * self.hopeless / DIVERGED
         if ended_high and not self.automatic:
             self._raise_diverged(self.loss_curve[-1])
         return self.status or Status.MAX_ITER
@@ -240,7 +242,7 @@ class _Loop:
         return Status.NO_PROGRESS if self.cuts > MAX_CUTS else None
 
     def _validation_losses(self, history: np.ndarray) -> list[float | None]:
-        if self.training.validation is None:
+        if self.training.validation is None or len(history) == 0:
             return [None] * len(history)
         with np.errstate(over="ignore", invalid="ignore"):
             coef, intercept = self.coordinates.model(history)
