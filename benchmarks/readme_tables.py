@@ -177,10 +177,74 @@ def training_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+# Raw data of tutorials and of NIST; the others are summed up.
+UNTUNED = (
+    ("tutorial-hubble_freedman24", "Hubble, 24 galaxies"),
+    ("tutorial-plant_richness_lr", "plant richness"),
+    ("tutorial-perceptron25", "25 points"),
+    ("nist-Norris", "NIST Norris"),
+    ("nist-Pontius", "NIST Pontius"),
+    ("nist-Longley", "NIST Longley"),
+)
+
+
+def untuned_table(report: Report) -> str:
+    """Write the table of distances from the optimum without tuning.
+
+    Parameters
+    ----------
+    report : dict
+        What `benchmarks.untuned` wrote.
+
+    Returns
+    -------
+    str
+        Markdown: for some data sets the distance of each optimizer, full batch and in mini-batches, and how
+        many of all problems end how near.
+    """
+    if report.get("format") != 1:
+        raise TableError(f"the untuned results have format {report.get('format')}: 1 is known")
+    runs = report["runs"]
+    columns = [(solver, full) for full in (True, False) for solver in ("sgd", "adam", "lbfgs")]
+    lines = [
+        "Distance from the exact least squares coefficients, in standard deviations, of training with "
+        "default parameters on raw data; mini-batches of 64 rows, or of 8 where there are no more than 64.",
+        "",
+        *_table_head(["", *(f'"{solver}"{"" if full else ", batches"}' for solver, full in columns)]),
+    ]
+
+    def distances(solver: str, full: bool, name: str | None = None) -> list[float]:
+        return [
+            run["distance"]
+            for run in runs
+            if run["solver"] == solver
+            and (run["batch_size"] is None) == full
+            and (name is None or run["problem"] == name)
+        ]
+
+    for name, title in UNTUNED:
+        cells = [distances(*column, name) for column in columns]
+        lines.append(_row([title, *(f"{max(cell):.0e}" if cell else "-" for cell in cells)]))
+    n_problems = len({run["problem"] for run in runs})
+    for limit in (1e-6, 1e-2):
+        near = [sum(distance <= limit for distance in distances(*column)) for column in columns]
+        lines.append(_row([f"of all {n_problems} problems within {limit:.0e}", *map(str, near)]))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "The problems have conditions up to 1e14, offsets to 1e9 and column scales from 1e-12 to 1e12; "
+            "those of float32 data are rounded to float32 at the end. "
+            f"From `{RESULTS / 'untuned.json'}`.",
+        ]
+    )
+
+
 TABLES = (
     Table("speed table", "speed.json", speed_table),
     Table("agreement table", "agreement.json", agreement_table),
     Table("training table", "training.json", training_table),
+    Table("untuned table", "untuned.json", untuned_table),
 )
 
 

@@ -38,9 +38,9 @@ class Run:
     n_iter : int
         Epochs.
     distance : float
-        From the exact optimum, in standard deviations.
+        Of the coefficients from the exact optimum, in standard deviations.
     reported : float
-        The same as ``status_.distance`` says.
+        What ``status_.distance`` says, which counts the intercept, too.
     """
 
     problem: str
