@@ -19,6 +19,7 @@ from sklearn.base import clone
 from torch.optim import SGD, Adam
 from torch.optim import lr_scheduler as schedulers
 
+from benchmarks.problems import all_problems
 from torchlinreg import TorchLinearRegressor
 from torchlinreg.solvers import _passes
 
@@ -358,3 +359,11 @@ class TestWithoutTuning:
         reg = TorchLinearRegressor(solver="adam", batch_size=64, random_state=0).fit(X, y)
         assert reg.loss_curve_[-1] == pytest.approx(best, rel=1e-12)
         assert (reg.loss_curve_ >= best * (1 - 1e-12)).all()
+
+
+def test_ill_conditioned_batches_transform_rows_not_gram_matrices() -> None:
+    # Filip's powers have a condition of 1e10: whitening Gram matrices would square it.
+    filip = next(problem for problem in all_problems() if problem.name == "nist-Filip")
+    reg = TorchLinearRegressor(solver="sgd", batch_size=64, random_state=0).fit(filip.X, filip.y)
+    truth = np.array([float(value) for value in filip.coef[0]])
+    np.testing.assert_allclose(reg.coef_, truth, rtol=1e-9)

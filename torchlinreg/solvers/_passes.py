@@ -20,6 +20,7 @@ CHUNK_BYTES = 4 * 2**20
 # Up to this many coordinates, and a quarter of the batch, a batch is a Gram matrix and a step one product
 # with it; beyond, forming the Gram matrices costs more than reading the rows twice.
 GRAM_COORDINATES = 32
+GRAM_CONDITION = 1e5
 # From so many rows the noise of batches is estimated, to some percent, by so many steps of power iteration.
 NOISE_ROWS, NOISE_STEPS = 2048, 10
 POWER_STEPS = 60
@@ -256,7 +257,7 @@ def _full_objective(coordinates: Coordinates, alpha: float) -> Objective:
 class _Chunk(NamedTuple):
     """Some batches of one size."""
 
-    rows: torch.Tensor  # centred; shape: (n_batches, batch_size, n_features + fit_intercept)
+    rows: torch.Tensor  # in coordinates, or centred ones; shape: (n_batches, batch_size, n_columns)
     weighted: torch.Tensor  # the same times the weights
     y: torch.Tensor  # shape: (n_batches, batch_size, n_targets)
     share: float  # of a row of weight 1 in the mean over the batch
@@ -298,12 +299,20 @@ class MiniBatches:
         n_targets, n_coordinates = coordinates.optimum.shape
         self._by_gram = blocks.n_features < min(GRAM_COORDINATES, batch_size // 4)
         self._affine = None if coordinates.affine is None else coordinates.affine.to(blocks.device)
+        self._transforms_grams = self._by_gram and self._is_well_conditioned()
         self.device = torch.device("cpu") if self._by_gram else blocks.device
         row_bytes = 8 * (n_coordinates + n_targets)
         self._batches_at_once = max(1, CHUNK_BYTES // (row_bytes * batch_size))
         self._ridge = self._penalty(alpha)
         self._optimum = torch.from_numpy(coordinates.optimum).to(self.device)
         self.noise = 1 + self._kurtosis() / batch_size if corrected else 1.0
+
+    def _is_well_conditioned(self) -> bool:
+        """Whether Gram matrices may be transformed in place of rows, which squares the condition."""
+        if self._affine is None:
+            return True
+        condition = self._coordinates.about.solution.condition_number
+        return condition is not None and condition <= GRAM_CONDITION
 
     def _penalty(self, alpha: float) -> torch.Tensor | None:
         """The Hessian of the ridge penalty, or its diagonal."""
@@ -371,6 +380,8 @@ class MiniBatches:
         block = self._gather(index)
         assert block.X is not None
         rows = self._coordinates.centred(block.X)
+        if not self._transforms_grams:
+            rows = self._in_coordinates(rows)
         weighted = rows if block.weight is None else rows * block.weight[:, None]
         shape = len(index) // batch_size, batch_size, -1
         share = 1 / (batch_size * self._mean_weight)
@@ -393,8 +404,8 @@ class MiniBatches:
             for hessian, constant in zip(*self._gram_matrices(chunk, start), strict=True):
                 yield self._search(neuron, hessian) if searches else Quadratic(hessian, constant)
             return
-        lefts = self._in_coordinates(chunk.rows)
-        rights = self._in_coordinates(chunk.weighted * chunk.share)
+        lefts = chunk.rows
+        rights = chunk.weighted * chunk.share
         if self._corrected:
             constants = (start - self._optimum).expand(len(lefts), *start.shape)
             origin = start
@@ -410,7 +421,7 @@ class MiniBatches:
     def _gram_matrices(self, chunk: _Chunk, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Hessians of the batches, and their gradients at 0."""
         hessians = torch.bmm(chunk.rows.mT, chunk.weighted) * chunk.share
-        if self._affine is not None:
+        if self._affine is not None and self._transforms_grams:
             hessians = self._affine.T @ hessians @ self._affine
         hessians = hessians.to(self.device)
         if self._ridge is not None:
