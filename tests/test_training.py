@@ -1111,3 +1111,13 @@ class TestRefusals:
     def test_too_few_rows_to_split(self):
         with pytest.raises(ValueError, match=r"validation_fraction=0\.1.*early_stopping=False"):
             TorchLinearRegressor(solver="sgd", early_stopping=True).fit([[1.0], [1.0]], [2.0, 2.0])
+
+
+def test_a_huge_offset_does_not_hide_the_optimum() -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60, 3)) + 1e12
+    y = (X - 1e12) @ [1.0, 2.0, 3.0] + 0.1 * rng.standard_normal(60)
+    reg = TorchLinearRegressor(solver="sgd").fit(X, y)
+    assert reg.status_.kind is Status.OPTIMAL
+    assert reg.status_.distance <= 1e-12
+    np.testing.assert_allclose(reg.coef_, TorchLinearRegressor().fit(X, y).coef_, rtol=1e-11)

@@ -75,17 +75,28 @@ class Coordinates:
 
     def excess(self, parameters: np.ndarray, alpha: float) -> np.ndarray:
         """The objective above its optimum, per target; leading dimensions as in `model`."""
-        change = (parameters - self.optimum) * self.scale[:, None]
         if self.transform is not None:
-            return (change**2).sum(-1) / 2
-        coef = change[..., :-1] if self.fit_intercept else change
-        mean_error = change[..., -1] + coef @ self.about.center if self.fit_intercept else 0.0
+            return (((parameters - self.optimum) * self.scale[:, None]) ** 2).sum(-1) / 2
+        coef, mean_error = self._change(parameters)
         spread = (self.about.curvature(coef) * coef).sum(-1) + alpha * (coef**2).sum(-1)
         return (spread + mean_error**2) / 2
 
     def distance(self, parameters: np.ndarray) -> np.ndarray:
-        """`Geometry.distance` of the parameters."""
-        return self.about.distance(*self.model(parameters))
+        """The largest difference of a coefficient, or of the mean prediction, from the optimum, standardised.
+
+        One number for parameters, an array for parameters with a leading dimension.
+        """
+        change, mean_error = self._change(parameters)
+        return self.about.standardised(change, mean_error)
+
+    def _change(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray | float]:
+        """Differences of the coefficients and of the mean prediction from the optimum, not cancelling."""
+        change = (parameters - self.optimum) * self.scale[:, None]
+        coef = change[..., :-1] if self.fit_intercept else change
+        mean_error = change[..., -1] if self.fit_intercept else 0.0
+        if self.transform is not None:
+            return coef @ self.transform.T, mean_error
+        return coef, mean_error + coef @ self.about.center if self.fit_intercept else 0.0
 
 
 def users_units(geometry: Geometry, start: Model | None, fit_intercept: bool) -> Coordinates:

@@ -67,17 +67,12 @@ class Geometry:
         standardised = np.abs(self.solution.coef) * self.spread[:, None] / self.target_unit
         return float(standardised.max(initial=0.0))
 
-    def distance(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-        """The largest difference of a coefficient from the optimum, and of the mean prediction, standardised.
-
-        Of one model or, with a leading dimension, of several; coef has shape (..., n_targets, n_features).
-        """
-        change = coef - self.solution.coef.T
+    def standardised(self, change: np.ndarray, mean_error: np.ndarray | float) -> np.ndarray:
+        """The largest change of coefficients, shape (..., n_targets, n_features), and mean predictions."""
         if len(self.inverse) < len(self.center):  # of many optima, the nearest one
             change = (change @ self.inverse.T) @ self.transform.T
         in_spreads = np.abs(change * self.spread).max(-1, initial=0.0)
-        mean_error = np.abs(intercept - self.solution.intercept + change @ self.center)
-        return (np.maximum(in_spreads, mean_error) / self.target_unit).max(-1)
+        return (np.maximum(in_spreads, np.abs(mean_error)) / self.target_unit).max(-1)
 
     def curvature(self, coef: np.ndarray) -> np.ndarray:
         """The centred rows' second moments times coefficients, shape (..., n_features)."""
