@@ -300,3 +300,32 @@ reg.partial_fit(X, y)
         name = f"cuda:{torch.cuda.device_count()}"
         with pytest.raises(ValueError, match=f"device='{name}'"):
             TorchLinearRegressor(device=name).fit(X, y)
+
+
+TRAINING = {
+    "full batch": {"solver": "adam"},
+    "batches by Gram matrices": {"solver": "sgd", "batch_size": 64},
+    "batches by rows": {"solver": "adam", "batch_size": 16, "max_iter": 50},
+    "a number, by rows": {"solver": "sgd", "learning_rate": 0.01, "batch_size": 16, "max_iter": 5, "tol": 0},
+    "line searches": {"solver": "lbfgs", "batch_size": 16},
+    "early stopping": {"solver": "sgd", "batch_size": 64, "early_stopping": True},
+}
+
+
+@pytest.mark.cuda
+class TestTraining:
+    @pytest.mark.parametrize("name", TRAINING)
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+    def test_agrees_with_the_cpu(self, name):
+        X, y, weight = problem()
+        cpu = TorchLinearRegressor(**TRAINING[name], random_state=0).fit(X, y, weight)
+        there = (torch.from_numpy(part).cuda() for part in (X, y, weight))
+        cuda = TorchLinearRegressor(**TRAINING[name], random_state=0).fit(*there)
+        np.testing.assert_allclose(cuda.coef_, cpu.coef_, rtol=1e-8)
+        assert not any(tensor.is_cuda for tensor in tensors_within(cuda))
+
+    def test_partial_fit_keeps_nothing_there(self):
+        X, y, _ = problem((500, 40))
+        reg = TorchLinearRegressor(solver="adam", learning_rate=0.01, batch_size=50, device="cuda")
+        reg.partial_fit(X, y).partial_fit(X, y)
+        assert not any(tensor.is_cuda for tensor in tensors_within(reg))
