@@ -306,7 +306,7 @@ TRAINING = {
     "full batch": {"solver": "adam"},
     "batches by Gram matrices": {"solver": "sgd", "batch_size": 64},
     "batches by rows": {"solver": "adam", "batch_size": 16, "max_iter": 50},
-    "a number, by rows": {"solver": "sgd", "learning_rate": 1e-9, "batch_size": 16, "max_iter": 5, "tol": 0},
+    "a number, by rows": {"solver": "sgd", "learning_rate": 1e-11, "batch_size": 16, "max_iter": 5, "tol": 0},
     "line searches": {"solver": "lbfgs", "batch_size": 16},
     "early stopping": {"solver": "sgd", "batch_size": 64, "early_stopping": True},
 }
