@@ -431,6 +431,14 @@ class TestCheckpoint:
         with pytest.raises(ValueError, match="checkpoint"):
             reg.set_params(**options).fit(X, y, resume_from=path)
 
+    def test_another_rate_of_a_callable_is_refused(self, tmp_path):
+        X, y = problem()
+        path = tmp_path / "a.pt"
+        reg = TorchLinearRegressor(solver=functools.partial(torch.optim.SGD, lr=0.01), max_iter=10, tol=0)
+        fit_quietly(clone(reg).set_callbacks(Checkpoint(path, every=5)), X, y)
+        with pytest.raises(ValueError, match="checkpoint"):
+            reg.set_params(solver=functools.partial(torch.optim.SGD, lr=0.02)).fit(X, y, resume_from=path)
+
     def test_damaged_files_are_refused(self, tmp_path):
         X, y = problem()
         path, damaged = tmp_path / "a.pt", tmp_path / "b.pt"

@@ -51,7 +51,6 @@ class EpochReport:
         self._data: dict[str, Any] = {"X": X, "y": y}
         if sample_weight is not None:
             self._data["metadata"] = {"sample_weight": sample_weight}
-        self._max_iter = max_iter
         self._context = None
         if hasattr(estimator, "_skl_callbacks") or hasattr(estimator, "_parent_callback_ctx"):
             self._context = estimator._init_callback_context(max_subtasks=max_iter)

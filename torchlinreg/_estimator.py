@@ -96,6 +96,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         A scheduler of `torch.optim.lr_scheduler`, by its name in lower case if it needs no arguments, its
         class, or a callable that takes the optimizer, such as ``functools.partial(StepLR, step_size=10)``.
         It steps once per epoch; `ReduceLROnPlateau` is given the validation loss, else the training loss.
+        Where an automatic rate is cut, its schedule starts anew.
     batch_size : int or None, default=None
         Rows per step of an optimizer. None is the full batch: one step per epoch, on moments of the rows,
         which take one pass over them. The gradient of a batch is its mean over its rows, also if it is the
@@ -184,8 +185,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     Notes
     -----
     A fit of well-conditioned data is one pass over the rows that costs about one product ``X.T @ X``, and a
-    few blocks of memory; X is never copied whole, except for wide data whose rows depend on each other and
-    for sparse formats other than CSR, which are converted.
+    few blocks of memory; X is never copied whole, except for wide data that an optimizer trains on or whose
+    rows depend on each other, and for sparse formats other than CSR, which are converted.
     Accumulation is float64 for every dtype of X. Whenever the estimated error exceeds `tol`, the solution
     is refined with residuals computed to about 100 bits [1]_ [2]_, from an error-free splitting of the
     rows [3]_.
@@ -659,21 +660,15 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             start = np.zeros((blocks.n_targets, blocks.n_features)), np.zeros(blocks.n_targets)
             if geometry is not None and self.fit_intercept:
                 start = start[0], geometry.target_center
-        recipe = optimizer_recipe(self.solver, self.learning_rate)
-        training = Training(
-            recipe=recipe,
-            make_scheduler=None,
+        model, distance, after = train_one_pass(
+            Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__),
+            optimizer_recipe(self.solver, self.learning_rate),
             batch_size=None if self.batch_size is None else int(self.batch_size),
-            max_iter=1,
-            tol=0.0,
-            n_iter_no_change=1,
             shuffle=bool(self.shuffle),
             seed=self._draw_seed(),
             start=start,
-        )
-        state = None if first else self._optimizer_state
-        model, distance, after = train_one_pass(
-            blocks, float(self.alpha), bool(self.fit_intercept), training, geometry, state
+            geometry=geometry,
+            state=None if first else self._optimizer_state,
         )
         self._optimizer_state = after
         exact = None if geometry is None else geometry.solution

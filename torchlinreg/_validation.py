@@ -10,8 +10,7 @@ from torchlinreg._blocks import Block, RowBlocks
 # Odd constants of the splitmix64 generator (Steele, Lea, Flood 2014).
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 MIXERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-
-
+# Residuals of many models at once are formed for so many bytes of rows at a time.
 RESIDUAL_BYTES = 4 * 2**20
 
 

@@ -60,7 +60,7 @@ class Recipe(NamedTuple):
     make: MakeOptimizer
     rate: float | None
     auto_rate: float | None
-    joins_parameters: bool = False  # into one matrix: Muon takes no vectors, and one tensor is half the work
+    joins_parameters: bool = False  # into one matrix: Muon takes no vectors, and one is less work than two
 
 
 def is_training(solver: object) -> bool:
@@ -89,9 +89,8 @@ def optimizer_recipe(solver: Any, learning_rate: Any) -> Recipe:
     if "lr" in inspect.signature(function).parameters:
         options = options | {"lr": initial}
     solver = functools.partial(solver, **(options | keywords))
-    joins = (
-        function in OPTIMIZERS.values() and function is not torch.optim.Adafactor
-    )  # which has norms of each
+    # Adafactor has norms of each parameter.
+    joins = function in OPTIMIZERS.values() and function is not torch.optim.Adafactor
     return Recipe(_checked(solver, initial), rate, auto_rate, joins)
 
 

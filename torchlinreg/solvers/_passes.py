@@ -17,12 +17,15 @@ from torchlinreg.solvers._optimizers import Recipe
 
 # Mini-batches are gathered so many bytes at a time, which stay in the cache.
 CHUNK_BYTES = 4 * 2**20
-# Up to this many coordinates, and a quarter of the batch, a batch is a Gram matrix and a step one product
-# with it; beyond, forming the Gram matrices costs more than reading the rows twice.
+# Below this many features, and a quarter of the batch, a batch is a Gram matrix and a step one product with
+# it. The gain shrinks with the features: three epochs of gradient descent at 100,000 rows and batches of 256
+# take 25 against 57 ms for 10 features, 59 against 89 for 31, 118 against 137 for 62.
 GRAM_COORDINATES = 32
+# Up to this condition Gram matrices are whitened rather than rows; at Filip's 1e10 that diverged.
 GRAM_CONDITION = 1e5
-# From so many rows the noise of batches is estimated, to some percent, by so many steps of power iteration.
+# From so many rows the noise of batches is estimated, by so many steps of power iteration.
 NOISE_ROWS, NOISE_STEPS = 2048, 10
+# Steps of power iteration for the stable rate that an error names.
 POWER_STEPS = 60
 
 
@@ -447,7 +450,7 @@ class MiniBatches:
 
 
 def _descend(neuron: Neuron, hessians: torch.Tensor, constants: torch.Tensor, rates: np.ndarray) -> None:
-    """Plain gradient steps, each one product: 2 us, against 16 us through an optimizer of torch."""
+    """Plain gradient steps, each one product of small matrices, without the optimizer's overhead."""
     one = torch.eye(hessians.shape[1], dtype=torch.float64)
     factor_of = torch.from_numpy(rates)[:, None, None]
     factors = (one - factor_of * hessians).numpy()
