@@ -77,7 +77,8 @@ class Problem:
         if in_place:
             rows_in_place = GRAM_BLOCK_BYTES // (8 * blocks.n_features)
         else:
-            narrow = blocks.rows_per_block > WIDE_BLOCK_ROWS
+            # float32 rows are converted, which would be a second large block.
+            narrow = blocks.rows_per_block > WIDE_BLOCK_ROWS and blocks.dtype is torch.float64
             rows_in_place = blocks.rows_per_block * (NARROW_BLOCKS_AT_ONCE if narrow else 1)
         return blocks.map_reduce(
             MomentsOf(frame, in_place),
