@@ -16,6 +16,7 @@ README = Path("README.md")
 
 SPEED_PACKAGES = ("torch", "numpy", "scikit-learn", "scikit-learn-intelex", "statsmodels")
 TRAINING_PACKAGES = ("torch", "numpy", "scikit-learn", "skorch")
+LOSSES_PACKAGES = ("torch", "numpy", "scikit-learn", "statsmodels", "skglm", "glum")
 
 # A result as read from JSON.
 Report = dict[str, Any]
@@ -240,11 +241,54 @@ def untuned_table(report: Report) -> str:
     )
 
 
+def losses_table(report: Report) -> str:
+    """Write the table of losses, penalties and constraints.
+
+    Parameters
+    ----------
+    report : dict
+        What `benchmarks.losses` wrote.
+
+    Returns
+    -------
+    str
+        Markdown: for every case and contestant the time over ours, the time in milliseconds, the iterations
+        and how far the objective is above the best one; then who minimises something else, and where it was
+        measured.
+    """
+    if report.get("format") != 1:
+        raise TableError(f"the losses results have format {report.get('format')}: 1 is known")
+    lines = [
+        "Times over ours (above 1 we are faster), and how far each objective is above the best one found, "
+        "relative to it; for cross-validation, the largest error of a mean score. The objectives are "
+        f"computed anew from the coefficients; more than {report['settings']['limit']:.0e} is wrong.",
+        "",
+        *_table_head(["", "time over ours", "ms", "iterations", "excess"]),
+    ]
+    for case in report["cases"]:
+        lines.append(_row([f"**{case['title']}, {_shape_text(case)}**"] + [""] * 4))
+        lines += [_row(_losses_cells(timing)) for timing in case["timings"]]
+    own = [
+        f"{timing['name']}: {timing['note']}"
+        for case in report["cases"]
+        for timing in case["timings"]
+        if not timing["comparable"] and timing["status"] == "timed"
+    ]
+    lines += [""]
+    if own:
+        lines += [f"(*) Minimises an objective of its own. {'; '.join(dict.fromkeys(own))}.", ""]
+    slow = f"{report['settings']['slow_s']:g} s"
+    lines += [f"Who takes more than {slow} was timed once.", ""]
+    lines.append(_measured_on(report["environment"], LOSSES_PACKAGES, "losses.json"))
+    return "\n".join(lines)
+
+
 TABLES = (
     Table("speed table", "speed.json", speed_table),
     Table("agreement table", "agreement.json", agreement_table),
     Table("training table", "training.json", training_table),
     Table("untuned table", "untuned.json", untuned_table),
+    Table("losses table", "losses.json", losses_table),
 )
 
 
@@ -435,6 +479,17 @@ def _training_cells(timing: Report) -> list[str]:
         _milliseconds(timing),
         distance,
     ]
+
+
+def _losses_cells(timing: Report) -> list[str]:
+    """A contestant's line: its time, its iterations and its objective, or what became of it."""
+    name = timing["name"] if timing["comparable"] else f"{timing['name']} (*)"
+    excess = "-" if timing["error"] is None else f"{timing['error']:.0e}"
+    if timing["status"] != "timed":
+        outcome = "-" if timing["status"] == "skipped" else timing["status"]
+        return [name, outcome, "-", "-", excess]
+    iterations = "-" if timing["n_iter"] is None else f"{timing['n_iter']:,}"
+    return [name, _times(timing), _milliseconds(timing), iterations, excess]
 
 
 def _measured_on(environment: Report, names: Sequence[str], file: str) -> str:

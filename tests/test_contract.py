@@ -22,13 +22,36 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from torchlinreg import TorchLinearRegressor
+from torchlinreg import TorchLinearRegressor, losses
+from torchlinreg.losses import LOSSES
 from torchlinreg.solvers import SOLVERS
 
-NAMES = ["auto", *SOLVERS]
+
+def log_cosh(prediction, target):
+    """A loss as a user would write it."""
+    return torch.log(torch.cosh(prediction - target))
+
+
+# The solvers of least squares and ridge.
+LEAST_SQUARES = [name for name, row in SOLVERS.items() if row.penalties != "any"]
+NAMES = ["auto", *LEAST_SQUARES]
 CONFIGURATIONS = [
     TorchLinearRegressor(solver=solver, alpha=alpha, fit_intercept=fit_intercept)
     for solver, alpha, fit_intercept in itertools.product(NAMES, [0.0, 0.1], [True, False])
+]
+LOSSES_AND_PENALTIES = [
+    TorchLinearRegressor(loss=loss, **penalty)
+    for loss, penalty in itertools.product(
+        [*LOSSES, losses.Huber(scale=2.0), losses.Quantile(0.9), log_cosh],
+        [
+            {},
+            {"alpha": 0.1},
+            {"alpha": 0.1, "l1_ratio": 1.0},
+            {"alpha": 0.1, "l1_ratio": 0.5, "penalty_factor": 2.0},
+            {"positive": True},
+            {"bounds": (-1, 2)},
+        ],
+    )
 ]
 TRAINING_CONFIGURATIONS = [
     # Adam is at the optimum long before, and takes the longest for its epochs.
@@ -59,7 +82,9 @@ def named(X, names="abc"):
 
 # As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
 CHECKS = [
-    pair for reg in [*CONFIGURATIONS, *TRAINING_CONFIGURATIONS] for pair in estimator_checks_generator(reg)
+    pair
+    for reg in [*CONFIGURATIONS, *LOSSES_AND_PENALTIES, *TRAINING_CONFIGURATIONS]
+    for pair in estimator_checks_generator(reg)
 ]
 
 

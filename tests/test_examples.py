@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import Lasso
+from sklearn.model_selection import cross_val_score
+from sklearn.preprocessing import StandardScaler
 
 from torchlinreg import TorchLinearRegressor
 from torchlinreg.datasets import load_hubble, load_perceptron25, load_plant_richness
@@ -21,9 +25,12 @@ pytest.importorskip("matplotlib", reason="the examples draw with matplotlib")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = [
     "hubble",
+    "hubble_outliers",
+    "lasso_path",
     "minibatch_from_scratch",
     "perceptron_25_points",
     "plant_richness",
+    "quantile_bands",
     "synthetic_line_animated",
 ]
 needs_callbacks = pytest.mark.skipif(
@@ -231,6 +238,109 @@ def test_minibatch_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert_is_picture(output / "minibatch_from_scratch.png")
 
 
+def test_hubble_outliers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, figures, printed, output = run("hubble_outliers", tmp_path, capsys)
+    X, y = load_hubble(return_X_y=True)
+    wrong = y.copy()
+    wrong[np.argsort(X[:, 0])[-3:]] *= 0.1
+    assert figures["squared_error_clean_slope"] == pytest.approx(exact_line(X, y)[0], rel=1e-12)
+    assert figures["squared_error_slope"] == pytest.approx(exact_line(X, wrong)[0], rel=1e-12)
+    for velocities, end in ((y, "_clean_slope"), (wrong, "_slope")):
+        slope, scale = huber_line(X, velocities)
+        assert figures[f"huber{end}"] == pytest.approx(slope, rel=1e-9)
+        assert figures[f"absolute_error{end}"] == pytest.approx(least_absolute_slope(X, velocities), rel=1e-9)
+    assert figures["scale"] == pytest.approx(scale, rel=1e-9)
+    # A bounded force: the slope of the squared error grows with the error, the others' does not.
+    assert figures["squared_error_greatest_slope"] > 500
+    assert figures["huber_greatest_slope"] < 1.5 * figures["huber_clean_slope"]
+    assert figures["absolute_error_greatest_slope"] < 1.5 * figures["absolute_error_clean_slope"]
+    assert "-57.5%" in printed
+    assert_is_picture(output / "hubble_outliers.png")
+
+
+def huber_line(X: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Slope and scale of the Huber fit, by reweighting; HuberRegressor has four to seven digits here."""
+    design = np.column_stack([np.ones(len(y)), X])
+    line, scale = np.zeros(2), float(np.std(y))
+    for _ in range(1000):
+        size = np.maximum(np.abs(y - design @ line), 1e-9)
+        # Where the joint loss is least, the mean of this is 1.
+        scale *= float(np.sqrt(np.mean(np.minimum(size / scale, 1.35) ** 2)))
+        weights = np.minimum(1.0, 1.35 * scale / size)
+        line = np.linalg.solve(design.T @ (weights[:, None] * design), design.T @ (weights * y))
+    return float(line[1]), scale
+
+
+def least_absolute_slope(X: np.ndarray, y: np.ndarray) -> float:
+    """The slope of least absolute residuals, which some line through two points has."""
+    first, second = np.triu_indices(len(y), 1)
+    x = X[:, 0]
+    slopes = (y[second] - y[first]) / (x[second] - x[first])
+    residuals = y - y[first, None] - slopes[:, None] * (x - x[first, None])
+    return float(slopes[np.abs(residuals).sum(axis=1).argmin()])
+
+
+def test_quantile_bands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script, figures, printed, output = run("quantile_bands", tmp_path, capsys)
+    X, y = script.make_data(2000, seed=0)
+    design = np.column_stack([np.ones(len(y)), X])
+    for quantile in (0.05, 0.5, 0.95):
+        # The share below is right to the points that the line goes through, and no line does better.
+        assert figures[f"below_{quantile}"] == pytest.approx(quantile, abs=2 / 2000)
+        assert figures[f"new_below_{quantile}"] == pytest.approx(quantile, abs=0.015)
+        line = np.array([figures[f"intercept_{quantile}"], figures[f"slope_{quantile}"]])
+        loss = pinball(y - design @ line, quantile)
+        for change in np.random.default_rng(0).normal(size=(200, 2)) * [0.1, 0.01]:
+            assert pinball(y - design @ (line + change), quantile) >= loss
+    # Of a gamma distribution of shape 2, the median at 0.35 minutes per km.
+    assert figures["slope_0.5"] == pytest.approx(2.5 + 0.35 * 1.67835, rel=0.02)
+    assert figures["quantile_coverage"] == pytest.approx(0.9, abs=0.015)
+    assert figures["quantile_least"] > 0.88
+    assert figures["quantile_most"] < 0.94
+    assert figures["normal_least"] < 0.8
+    assert figures["normal_most"] > 0.99
+    assert f"{figures['quantile_coverage']:.1%}" in printed
+    assert_is_picture(output / "quantile_bands.png")
+
+
+def pinball(residuals: np.ndarray, quantile: float) -> float:
+    return float(np.mean(np.maximum(quantile * residuals, (quantile - 1) * residuals)))
+
+
+def test_lasso_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, figures, printed, output = run("lasso_path", tmp_path, capsys)
+    data = load_diabetes(scaled=False)
+    X, y = StandardScaler().fit_transform(data.data), data.target
+    correlations = np.abs(X.T @ (y - y.mean())) / len(y)
+    assert figures["largest_alpha"] == pytest.approx(correlations.max(), rel=1e-12)
+    assert figures["largest_gap"] < 1e-10
+    lasso = Lasso(alpha=figures["alpha"], tol=1e-14, max_iter=100_000).fit(X, y)
+    found = np.array([figures[f"coef_{name}"] for name in data.feature_names])
+    np.testing.assert_allclose(found, lasso.coef_, atol=1e-6)
+    assert figures["n_nonzero"] == np.count_nonzero(lasso.coef_) == 9
+    # The best of the strengths, by the same folds.
+    alphas = np.geomspace(correlations.max(), 1e-3 * correlations.max(), 100)
+    scores = [
+        cross_val_score(Lasso(alpha=alpha, tol=1e-10, max_iter=100_000), X, y, cv=5).mean()
+        for alpha in alphas[40:]
+    ]
+    assert figures["alpha"] == pytest.approx(alphas[40 + int(np.argmax(scores))], rel=1e-9)
+    assert figures["r2"] == pytest.approx(max(scores), rel=1e-9)
+    # Where a coefficient enters, it is not zero, and at the strength before it is.
+    for name, ratio in ("bmi", 0.999), ("age", 0.999):
+        entry = figures[f"entry_{name}"]
+        column = data.feature_names.index(name)
+        before = entry * (alphas[0] / alphas[1])
+        at, above = (
+            Lasso(alpha=a, tol=1e-14, max_iter=100_000).fit(X, y).coef_[column]
+            for a in (entry * ratio, before)
+        )
+        assert at != 0
+        assert above == 0
+    assert "log triglycerides" in printed
+    assert_is_picture(output / "lasso_path.png")
+
+
 def test_runs_from_the_command_line(tmp_path: Path) -> None:
     script = EXAMPLES / "perceptron_25_points.py"
     command = [sys.executable, "-W", "error", str(script), "--output", str(tmp_path / "new")]
@@ -250,4 +360,7 @@ def test_readme_names_every_script() -> None:
         "hubble",
         "synthetic_line_animated",
         "minibatch_from_scratch",
+        "hubble_outliers",
+        "quantile_bands",
+        "lasso_path",
     ]

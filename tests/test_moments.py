@@ -15,6 +15,7 @@ from torchlinreg import _compensated as dd
 from torchlinreg._blocks import as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
+from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
 
 EPS = 2.0**-53
@@ -328,7 +329,7 @@ def test_whole_numbers_have_exact_moments(n_features, n_rows):
         X = offset + rng.integers(-9, 10, (n_rows, n_features)).astype(dtype)
         weight = rng.integers(0, 3, n_rows) ** 2.0 if weighted else np.ones(n_rows)
         weight[0] = 1
-        moments = Problem(as_row_blocks(X, y, weight if weighted else None)).moments
+        moments = Problem(as_row_blocks(X, y, weight if weighted else None), ridge(0.0, n_features)).moments
         rows = np.column_stack([np.ones(n_rows), X.astype(float), y]) - moments.frame.shift.numpy()
         expected = rows.T @ (rows * weight[:, None])
         np.testing.assert_array_equal(np.triu(moments.raw.numpy()), np.triu(expected))

@@ -102,11 +102,16 @@ class RowBlocks:
 
     def dense(self) -> Iterator[Block]:
         """The same blocks, all dense."""
-        for block in self:
-            if block.csr is None:
-                yield block
-            else:
-                yield Block(_densify(block.csr, self.device), block.y, block.weight)
+        return map(self._dense, self)
+
+    def dense_rows(self, start: int, stop: int) -> Block:
+        """Rows ``start`` to ``stop`` (excluded) as one dense block."""
+        return self._dense(self.rows(start, stop))
+
+    def _dense(self, block: Block) -> Block:
+        if block.csr is None:
+            return block
+        return Block(_densify(block.csr, self.device), block.y, block.weight)
 
     def gather(self, index: torch.Tensor) -> Block:
         """Rows of these indices (on the CPU), as a dense block."""

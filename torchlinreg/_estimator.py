@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
@@ -17,16 +18,19 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.utils import Tags, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import LARGEST_MOMENT, Frame, Moments, choose_frame, largest_magnitudes
+from torchlinreg._penalty import penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import FitStatus, Solution, Status
 from torchlinreg._validation import split
 from torchlinreg.callbacks import read_checkpoint
+from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import (
     DEFAULT_MAX_ITER,
     Epoch,
@@ -34,12 +38,13 @@ from torchlinreg.solvers import (
     Model,
     Training,
     check_solver,
-    choose_solver,
+    check_trains,
     geometry_of_accumulated,
     is_training,
     is_wide,
     optimizer_recipe,
     scheduler_maker,
+    solve,
     solve_accumulated,
     train,
     train_one_pass,
@@ -54,21 +59,53 @@ TRAINING_PARAMETERS = {
 }
 
 
+def _can_go_on(estimator: TorchLinearRegressor) -> bool:
+    """Whether rows can come in pieces: moments suffice for the squared error, optimizers take any."""
+    loss = as_loss(estimator.loss)
+    if loss.kind == "quadratic" or is_training(estimator.solver):
+        return True
+    raise AttributeError(
+        f"partial_fit cannot be used with loss={estimator.loss!r} and solver={estimator.solver!r}, which "
+        "needs all rows at once. Use the squared error, or an optimizer, such as solver='adam'."
+    )
+
+
 class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """A linear neuron: least squares with an optional ridge penalty, exact at once or trained.
+    """A linear neuron of any convex loss and elastic net penalty, at its optimum at once or trained.
 
-    Minimises, over `coef` and `intercept`, with ``r_i = y_i - x_i . coef - intercept``::
+    Minimises, over `coef` and `intercept`, with ``p_i = x_i . coef + intercept``::
 
-        sum_i w_i r_i^2 / 2 / sum_i w_i  +  alpha / 2 * ||coef||^2
+        sum_i w_i loss(p_i, y_i) / sum_i w_i
+            + alpha * sum_j factor_j * (l1_ratio * |coef_j| + (1 - l1_ratio) / 2 * coef_j^2)
 
-    summed over the targets. The intercept is not penalised. Weights act as repetition of rows.
+    summed over the targets, subject to `bounds`. The squared error is ``(p - y)^2 / 2``. The intercept is
+    neither penalised nor bounded. Weights act as repetition of rows. Rows of any units and offsets are
+    fitted as they are; the penalty is in the units given.
 
     Parameters
     ----------
+    loss : str, Loss or callable, default="squared_error"
+        ``"squared_error"``; ``"huber"`` for data with outliers; ``"absolute_error"`` for the median,
+        ``"quantile"`` for quantiles; ``"epsilon_insensitive"`` and ``"squared_epsilon_insensitive"``, which
+        ignore small errors; ``"log_cosh"``; an object of `torchlinreg.losses`, such as
+        ``losses.Quantile(0.9)``; or a function ``(prediction, target) -> losses`` of tensors, elementwise
+        and convex in the prediction, which autograd differentiates. Parameters of an object are set as
+        ``loss__quantile``.
     alpha : float, default=0.0
-        Strength of the ridge penalty, 0 or more. ``sklearn.linear_model.Ridge(alpha=a)``, which does not
-        divide by the weight sum, is ``alpha = a / sum(sample_weight)`` here (``a / n_samples`` without
-        weights).
+        Strength of the penalty, 0 or more, as in ``sklearn.linear_model.ElasticNet``. ``Ridge(alpha=a)``,
+        which does not divide by the weight sum, is ``alpha = a / sum(sample_weight)`` here
+        (``a / n_samples`` without weights); for ``HuberRegressor(alpha=a)`` it is twice that.
+    l1_ratio : float, default=0.0
+        The share of the l1 penalty, from 0 (ridge) to 1 (lasso). With more than 0, coefficients that do not
+        pay are exactly 0.
+    penalty_factor : float or array-like of shape (n_features,), default=None
+        Multiplies the penalty of each feature, 0 or more; 0 leaves a feature unpenalised. None is 1 for all.
+        It is not rescaled.
+    positive : bool, default=False
+        Whether coefficients must be 0 or more.
+    bounds : pair (lower, upper), default=None
+        Bounds of the coefficients, each a number, an array of shape (n_features,), or None for none, such as
+        ``(None, 1.0)``; they apply to every target.
     fit_intercept : bool, default=True
         Whether to fit an intercept. Without one, the model goes through the origin.
     solver : str, Optimizer class or callable, default="auto"
@@ -77,7 +114,12 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         as far as `tol` asks for; where the condition it measures is beyond about 1e6, it hands over to
         ``"exact"``: normal equations accumulated to about 100 bits, for conditions up to 1e14 and for
         dependent columns. ``"dual"``: an ``n_samples x n_samples`` system, for fewer rows than features.
-        ``"auto"`` takes ``"dual"`` for such data, else ``"cholesky"``; `solver_` says what was used.
+        These three are for the squared error with at most a ridge penalty.
+        ``"active_set"``: the squared error with an l1 penalty, `positive` or `bounds`, on moments or, for
+        fewer rows than features, on working sets of columns. ``"newton"``: smooth losses, with any penalty.
+        ``"interior_point"``: piecewise linear losses (absolute, quantile, epsilon-insensitive), with any
+        penalty, down to the vertex of the linear program.
+        ``"auto"`` takes what suits loss, penalty and shape; `solver_` says what was used.
         Training is asked for with the name of an optimizer of `torch.optim` in lower case (``"sgd"``,
         ``"adam"``, ``"lbfgs"``, ...), with a subclass of `torch.optim.Optimizer`, or with a callable that
         takes the parameters ``[coef, intercept]``, as `torch.nn.Linear` has them, and gives an optimizer,
@@ -102,11 +144,14 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         which take one pass over them. The gradient of a batch is its mean over its rows, also if it is the
         last and shorter; weights are divided by their mean, and rows of weight 0 are left out.
     max_iter : int or None, default=None
-        For optimizers the most epochs, 1000 if None. Else the most refinement passes over the rows, 0 for
-        none; None leaves it to the solver.
+        For optimizers the most epochs, 1000 if None. For least squares and ridge the most refinement passes
+        over the rows, 0 for none; else the most steps. None leaves it to the solver.
     tol : float, default=1e-12
-        The relative accuracy asked for in every coefficient and intercept, as far as the solver can
-        estimate it. A larger one saves passes over the rows; a fit that cannot reach it warns.
+        For least squares and ridge the relative accuracy asked for in every coefficient and intercept, as far
+        as the solver can estimate it. A larger one saves passes over the rows; a fit that cannot reach it
+        warns. For other losses and penalties, how far the objective may be above its optimum, relatively
+        (see ``status_.optimality``; Newton steps end at the square of it, where coefficients have that
+        accuracy). They mostly end far below it, and warn above ``sqrt(tol)``.
         Optimizers stop at a distance of `tol` from the optimum, in standardised units (see `FitStatus`), or
         where only rounding is left; 0 runs all epochs. They warn if they end at more than ``sqrt(tol)``.
     n_iter_no_change : int, default=10
@@ -155,23 +200,29 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         The solver that was used.
     status_ : FitStatus
         How the fit ended: ``status_.kind`` is a `Status`, ``status_.message`` says what that means and, after
-        training, how far it ended from the optimum, ``status_.distance``.
+        training, how far it ended from the optimum, ``status_.distance``; for losses and penalties beyond
+        least squares and ridge, how far the objective is above its optimum at most, ``status_.optimality``.
+    scale_ : float or ndarray of shape (n_targets,)
+        The scale of the residuals, in units of y, that a loss with ``scale="auto"`` estimates; 0 where so
+        many rows are fitted exactly that the absolute error is the limit. Only for such losses.
     n_iter_ : int
-        Passes over the rows; for ``solver_ == "dual"``, those of refinement; for optimizers, epochs.
+        Passes over the rows; for ``solver_ == "dual"``, those of refinement; for ``"newton"`` and
+        ``"interior_point"``, steps; for ``"active_set"``, factorisations; for optimizers, epochs.
     loss_curve_ : ndarray of shape (n_iter_,)
         The objective over all training rows after each epoch. Only after training.
     validation_loss_curve_ : ndarray of shape (n_iter_,)
-        The mean of ``r^2 / 2`` over the validation rows after each epoch, summed over the targets. Only after
-        training with validation rows.
+        The mean loss over the validation rows after each epoch, summed over the targets. Only after training
+        with validation rows.
 
     Raises
     ------
     ValueError
-        In `fit`: a parameter out of its range or without meaning for the solver; NaN, infinity, complex
-        numbers or text in X or y; wrong shapes or lengths; negative or all-zero weights; a device that is
-        not there.
+        In `fit`: a parameter out of its range or without meaning for the solver; a solver that does not serve
+        the loss or penalty (the message names those that do); a loss that is not convex or elementwise; NaN,
+        infinity, complex numbers or text in X or y; wrong shapes or lengths; negative or all-zero weights; a
+        device that is not there.
     TypeError
-        In `fit`: a `solver` or `lr_scheduler` that gives no optimizer or scheduler.
+        In `fit`: a `solver`, `lr_scheduler` or `loss` that gives no optimizer, scheduler or tensor of losses.
     FloatingPointError
         In `fit`: training diverged with the number given for `learning_rate`; the message names a stable one.
 
@@ -180,6 +231,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     sklearn.linear_model.LinearRegression : Least squares by singular values.
     sklearn.linear_model.Ridge : Least squares with a ridge penalty.
     sklearn.linear_model.SGDRegressor : Stochastic gradient descent.
+    TorchLinearRegressorCV : The same with `alpha` and `l1_ratio` chosen by cross-validation.
+    torchlinreg.losses : The losses.
     torchlinreg.callbacks : Callbacks for training, beside those of `sklearn.callback`.
 
     Notes
@@ -219,6 +272,12 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     (array([2.]), 1.0)
     >>> bool(trained.loss_curve_[-1] < 1e-20)
     True
+
+    An outlier that least squares follows and the Huber loss does not:
+
+    >>> y = [1.0, 3.0, 5.0, 70.0]
+    >>> TorchLinearRegressor().fit(X, y).coef_.round(1), TorchLinearRegressor(loss="huber").fit(X, y).coef_
+    (array([20.9]), array([2.]))
     """
 
     _doc_link_module = "torchlinreg"
@@ -229,7 +288,12 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     def __init__(
         self,
         *,
+        loss: str | Loss | Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = "squared_error",
         alpha: float = 0.0,
+        l1_ratio: float = 0.0,
+        penalty_factor: Any = None,
+        positive: bool = False,
+        bounds: Any = None,
         fit_intercept: bool = True,
         solver: str | Callable[..., torch.optim.Optimizer] = "auto",
         learning_rate: float | str = "auto",
@@ -246,7 +310,12 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         device: str = "auto",
         verbose: int = 0,
     ) -> None:
+        self.loss = loss
         self.alpha = alpha
+        self.l1_ratio = l1_ratio
+        self.penalty_factor = penalty_factor
+        self.positive = positive
+        self.bounds = bounds
         self.fit_intercept = fit_intercept
         self.solver = solver
         self.learning_rate = learning_rate
@@ -321,9 +390,10 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         with _features_kept_on_failure(self):
             given = self._open(X, y, sample_weight, reset=True)
             blocks = given.with_ordinary_weights()
-            problem = Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__)
+            problem = self._problem_of(blocks)
             if is_training(self.solver):
                 initial = self._initial_model(blocks, coef_init, intercept_init, earlier)
+                check_trains(self.solver, problem)
                 validation = self._open_validation(blocks, X_val, y_val, sample_weight_val)
                 to_train_on, training = self._plan_training(problem, initial, validation, resume_from, report)
                 solution = train(to_train_on, training)
@@ -336,22 +406,24 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
                     sample_weight_val=sample_weight_val,
                     resume_from=resume_from,
                 )
-                solution = choose_solver(self.solver, problem)(problem, float(self.tol), self.max_iter)
+                solution = solve(self.solver, problem, float(self.tol), self.max_iter)
         self._optimizer_state: dict[str, Any] | None = None
         self._moments: Moments | ExactMoments | None = None
-        if not is_wide(problem) and blocks.weight is given.weight:
+        if problem.loss.kind == "quadratic" and not is_wide(problem) and blocks.weight is given.weight:
             self._moments = _on_cpu(problem.best_moments)
         self._keep(solution, blocks, extra_frames=DECORATOR_FRAMES)
         report.end()
         if self.verbose:
             seconds = time.perf_counter() - start
+            condition = "unknown" if self.condition_number_ is None else f"{self.condition_number_:.3g}"
             print(
                 f"TorchLinearRegressor: {blocks.n_samples} x {blocks.n_features} rows in {seconds:.3g} s, "
-                f"solver {self.solver_}, n_iter {self.n_iter_}, condition {self.condition_number_:.3g}, "
-                f"rank {self.rank_}, {self.status_.name.lower()}"
+                f"solver {self.solver_}, n_iter {self.n_iter_}, condition {condition}, rank {self.rank_}, "
+                f"{self.status_.name.lower()}"
             )
         return self
 
+    @available_if(_can_go_on)  # type: ignore[untyped-decorator]
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit on these rows and all rows given before, exactly or by one pass of the optimizer.
 
@@ -400,7 +472,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             )
         before = None if first else self._accumulated(blocks)
         moments = self._merged(before, blocks)
-        arguments = (moments, blocks.n_features, float(self.alpha), bool(self.fit_intercept))
+        problem = self._problem_of(blocks)
+        arguments = (moments, blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
         if is_training(self.solver):
             solution = self._train_one_pass(blocks, first, geometry_of_accumulated(*arguments, tol=1e-12))
         else:
@@ -464,6 +537,39 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         predicted = self.predict(X)
         return float(r2_score(_on_host(y), _on_host(predicted), sample_weight=_on_host(sample_weight)))
 
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, also those of a loss object, as in ``loss__quantile=0.9``.
+
+        Parameters
+        ----------
+        **params : dict
+            Parameters by name. Since losses are immutable, `loss` becomes a new object.
+
+        Returns
+        -------
+        self : TorchLinearRegressor
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            There is no such parameter.
+        """
+        of_loss = {name: value for name, value in params.items() if name.startswith("loss__")}
+        super().set_params(**{name: value for name, value in params.items() if name not in of_loss})
+        if not of_loss:
+            return self
+        known = self.loss.get_params() if isinstance(self.loss, Loss) else {}
+        unknown = [name for name in of_loss if name.removeprefix("loss__") not in known]
+        if unknown:
+            hint = (
+                f"has {sorted(known)}" if known else "has none; objects of torchlinreg.losses may have some"
+            )
+            raise ValueError(f"Invalid parameter {unknown[0]!r}: loss={self.loss!r} {hint}.")
+        assert isinstance(self.loss, Loss)
+        self.loss = replace(self.loss, **{k.removeprefix("loss__"): value for k, value in of_loss.items()})
+        return self
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
@@ -472,7 +578,11 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     def _check_parameters(self) -> None:
         trains = is_training(self.solver)
         check_solver(self.solver)
+        as_loss(self.loss)
         _check_number("alpha", self.alpha, "a finite number, 0 or more", lambda value: value >= 0)
+        _check_number(
+            "l1_ratio", self.l1_ratio, "a number from 0 (ridge) to 1 (lasso)", lambda value: 0 <= value <= 1
+        )
         if trains:
             _check_number("tol", self.tol, "a number, 0 or more; 0 runs all epochs", lambda value: value >= 0)
         else:
@@ -484,7 +594,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             _check_integer("batch_size", self.batch_size, 1, "None (the full batch) or ")
         _check_integer("n_iter_no_change", self.n_iter_no_change, 1)
         _check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0)
-        for name in ("fit_intercept", "early_stopping", "shuffle", "warm_start"):
+        for name in ("fit_intercept", "positive", "early_stopping", "shuffle", "warm_start"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
@@ -506,6 +616,18 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
                     f"{name}={value!r} has no meaning for solver={self.solver!r}, which does not train. Use "
                     f"an optimizer, such as solver='adam', or leave {name} at {silent!r}."
                 )
+
+    def _problem_of(self, blocks: RowBlocks) -> Problem:
+        """The objective of the parameters for these rows."""
+        penalty = penalty_of(
+            blocks.n_features,
+            float(self.alpha),
+            float(self.l1_ratio),
+            self.penalty_factor,
+            bool(self.positive),
+            self.bounds,
+        )
+        return Problem(blocks, penalty, bool(self.fit_intercept), type(self).__name__, as_loss(self.loss))
 
     def _n_epochs(self) -> int:
         """The most epochs; 0 for solvers that do not train."""
@@ -540,7 +662,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             else:
                 _ = problem.moments  # finds NaN, and is kept for partial_fit
             train_blocks, validation = split(blocks, float(self.validation_fraction), seed)
-            problem = Problem(train_blocks, problem.alpha, problem.fit_intercept, problem.name)
+            problem = replace(problem, blocks=train_blocks)
 
         def report_epoch(epoch: Epoch) -> bool:
             return report.epoch(epoch, lambda: self._attributes_after(epoch, blocks))
@@ -661,7 +783,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
             if geometry is not None and self.fit_intercept:
                 start = start[0], geometry.target_center
         model, distance, after = train_one_pass(
-            Problem(blocks, float(self.alpha), bool(self.fit_intercept), type(self).__name__),
+            self._problem_of(blocks),
             optimizer_recipe(self.solver, self.learning_rate),
             batch_size=None if self.batch_size is None else int(self.batch_size),
             shuffle=bool(self.shuffle),
@@ -737,10 +859,12 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         self.rank_ = solution.rank
         self.condition_number_ = solution.condition_number
         self.solver_ = solution.solver
-        self.status_ = FitStatus(solution.status, solution.distance)
+        self.status_ = FitStatus(solution.status, solution.distance, solution.optimality)
         self.n_iter_ = solution.n_iter
-        for name in ("loss_curve_", "validation_loss_curve_"):
+        for name in ("scale_", "loss_curve_", "validation_loss_curve_"):
             self.__dict__.pop(name, None)  # of an earlier fit
+        if solution.scale is not None:
+            self.scale_ = float(solution.scale[0]) if blocks.one_target else solution.scale
         if solution.loss_curve is not None:
             self.loss_curve_ = np.array(solution.loss_curve)
         if solution.validation_loss_curve is not None:
@@ -753,6 +877,13 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         if ended_early and (solution.distance or 0) > math.sqrt(self.tol or 1e-12):
             warnings.warn(
                 f"After {solution.n_iter} epochs of {solution.solver!r}: {self.status_.message}",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
+            )
+        unfinished = solution.status in (Status.ITERATIONS_USED, Status.STUCK)
+        if unfinished and (solution.optimality or 0) > math.sqrt(self.tol):
+            warnings.warn(
+                f"After {solution.n_iter} iterations of {solution.solver!r}: {self.status_.message}",
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )
@@ -824,10 +955,11 @@ def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) 
     same_dtype = (blocks.dtype is torch.float32) == (coef.dtype == np.float32)
     for block in blocks.large(blocks.n_samples) if same_dtype else blocks:
         part = result[start : start + len(block.y)]
-        if block.X is not None and block.X.numpy().dtype == coef.dtype:
-            np.matmul(block.X.numpy(), coef, out=part)
-        else:
-            part[...] = (block.csr if block.X is None else block.X.numpy()) @ coef
+        with np.errstate(invalid="ignore"):  # infinity times a coefficient of 0, found out by its NaN
+            if block.X is not None and block.X.numpy().dtype == coef.dtype:
+                np.matmul(block.X.numpy(), coef, out=part)
+            else:
+                part[...] = (block.csr if block.X is None else block.X.numpy()) @ coef
         part += intercept
         start += len(part)
     return result

@@ -1,10 +1,11 @@
-"""The penalised least squares problem, and the passes over the rows that its solvers read.
+"""The problem that solvers are given, and the passes over the rows that they read.
 
-The objective, with weights ``w`` and the residual ``r_i = y_i - x_i . coef - intercept``, is::
+The objective, with weights ``w``, is::
 
-    sum_i w_i r_i^2 / 2 / sum_i w_i  +  alpha / 2 * ||coef||^2
+    sum_i w_i loss(x_i . coef + intercept, y_i) / sum_i w_i
+        + sum_j (l1_j |coef_j| + l2_j / 2 * coef_j^2),   lower_j <= coef_j <= upper_j
 
-so that ``Ridge(alpha=a)`` of scikit-learn is ``alpha = a / sum(w)`` here.
+so that, for half the squared error, ``Ridge(alpha=a)`` of scikit-learn is ``l2_j = a / sum(w)`` here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from torchlinreg._moments import (
     largest_magnitudes,
     reads_in_place,
 )
+from torchlinreg._penalty import Penalty
 from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf
+from torchlinreg.losses import Loss, SquaredError
 
 # Blocks of rows that are read where they are: a gradient reads them twice and wants them in the cache in
 # between (2e5 x 100: 24 ms, against 39 ms without); a symmetric product wants them large.
@@ -38,14 +41,18 @@ GRAM_BLOCK_BYTES = 256 * 2**20
 NARROW_BLOCKS_AT_ONCE = 4
 
 
+SQUARED_ERROR = SquaredError()
+
+
 @dataclass(frozen=True)
 class Problem:
-    """Rows and penalty. `name` is the estimator's, for the errors of non-finite data."""
+    """Rows, penalty and loss. `name` is the estimator's, for the errors of non-finite data."""
 
     blocks: RowBlocks
-    alpha: float = 0.0
+    penalty: Penalty
     fit_intercept: bool = True
     name: str = "TorchLinearRegressor"
+    loss: Loss = SQUARED_ERROR
 
     @cached_property
     def moments(self) -> Moments:

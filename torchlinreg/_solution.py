@@ -31,6 +31,14 @@ class Status(Enum):
         "Training ended because the validation loss had not fallen for n_iter_no_change epochs, or the "
         "training loss could fall no more; the coefficients of the lowest validation loss were taken."
     )
+    ITERATIONS_USED = (
+        "The solver ended after max_iter iterations, before the optimum was reached. Use a larger max_iter."
+    )
+    STUCK = (
+        "The solver could not lower the objective any more before the optimum was reached: the problem is "
+        "too badly conditioned for float64, or the loss is not convex. Use alpha > 0, remove nearly "
+        "dependent columns, or use a convex loss."
+    )
     CALLBACK = "Training ended because a callback asked for it."
     ONE_PASS = "partial_fit made one pass of the optimizer over the rows of its last call."
 
@@ -48,6 +56,11 @@ class FitStatus:
         optimum of the training objective, with every column of X and y in units of its standard deviation (of
         its root mean square without intercept). Of several optima the nearest counts. None for solvers that
         do not train.
+    optimality : float or None, default=None
+        For losses, penalties and constraints beyond least squares and ridge, a bound on how far the objective
+        is above its optimum, relative to the objective of the best constant prediction (of 0 without
+        intercept): the duality gap or, for smooth losses, what the next Newton step expects to gain. None for
+        other fits.
 
     Examples
     --------
@@ -61,6 +74,7 @@ class FitStatus:
 
     kind: Status
     distance: float | None = None
+    optimality: float | None = None
 
     @property
     def name(self) -> str:
@@ -70,9 +84,12 @@ class FitStatus:
     @property
     def message(self) -> str:
         """What the status means and what to do, with the distance from the optimum if that is known."""
-        if self.distance is None:
-            return self.kind.value
-        return f"{self.kind.value} Standardised distance from the optimum: {self.distance:.1e}."
+        parts = [self.kind.value]
+        if self.distance is not None:
+            parts.append(f"Standardised distance from the optimum: {self.distance:.1e}.")
+        if self.optimality is not None:
+            parts.append(f"Objective above its optimum, relatively: at most {self.optimality:.1e}.")
+        return " ".join(parts)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.message}"
@@ -83,7 +100,8 @@ class Solution:
     """A solver's result in the user's units.
 
     `error` is an estimate of the largest relative error of a coefficient or intercept; 0 where `tol` is met.
-    The last three are of trained models: `distance` is that of `FitStatus`, the curves have a loss per epoch.
+    `optimality` is that of `FitStatus`, and `scale` the estimated scale of the residuals, per target.
+    The others are of trained models: `distance` is that of `FitStatus`, the curves have a loss per epoch.
     """
 
     coef: np.ndarray  # shape: (n_features, n_targets)
@@ -94,6 +112,8 @@ class Solution:
     status: Status
     n_iter: int
     error: float
+    optimality: float | None = None
+    scale: np.ndarray | None = None
     distance: float | None = None
     loss_curve: list[float] | None = None
     validation_loss_curve: list[float] | None = None

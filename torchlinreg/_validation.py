@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg.losses import Loss
 
 # Odd constants of the splitmix64 generator (Steele, Lea, Flood 2014).
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -63,6 +66,33 @@ def squared_losses(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -
 
     `coef` has shape (n_models, n_targets, n_features), `intercept` (n_models, n_targets).
     """
+
+    def of(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        prediction -= target.repeat(1, prediction.shape[1] // target.shape[1])
+        return prediction.square_()
+
+    return _weighted_means(blocks, coef, intercept, of) / 2
+
+
+def mean_losses(blocks: RowBlocks, loss: Loss, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    """The same of any loss."""
+    if loss.kind == "quadratic":
+        return squared_losses(blocks, coef, intercept)
+
+    def of(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        n_models = prediction.shape[1] // target.shape[1]
+        models = prediction.view(len(target), n_models, -1)
+        return loss.value(models, target[:, None].expand_as(models)).reshape(prediction.shape)
+
+    return _weighted_means(blocks, coef, intercept, of)
+
+
+def _weighted_means(
+    blocks: RowBlocks,
+    coef: np.ndarray,
+    intercept: np.ndarray,
+    of_predictions: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> np.ndarray:
     n_models, n_targets, n_features = coef.shape
     weights = torch.from_numpy(coef.reshape(-1, n_features).T.copy()).to(blocks.device)
     constant = torch.from_numpy(intercept.reshape(-1)).to(blocks.device)
@@ -74,10 +104,9 @@ def squared_losses(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -
         n_rows = max(1, RESIDUAL_BYTES // (8 * len(constant)))
         for first in range(0, len(weight), n_rows):
             part = slice(first, first + n_rows)
-            residual = torch.addmm(constant, block.X[part].to(torch.float64), weights)
-            residual -= block.y[part].repeat(1, n_models)
-            sums[:-1] += weight[part] @ residual.square_()
+            prediction = torch.addmm(constant, block.X[part].to(torch.float64), weights)
+            sums[:-1] += weight[part] @ of_predictions(prediction, block.y[part])
         return sums
 
     sums = blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
-    return sums[:-1].reshape(n_models, n_targets).sum(1) / (2 * sums[-1])
+    return sums[:-1].reshape(n_models, n_targets).sum(1) / sums[-1]

@@ -11,7 +11,11 @@ from torchlinreg.solvers._coordinates import Model
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact
 from torchlinreg.solvers._geometry import Geometry, geometry_of_accumulated
+from torchlinreg.solvers._interior_point import solve_interior_point
+from torchlinreg.solvers._least_norm import with_least_norm
+from torchlinreg.solvers._newton import solve_newton
 from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
+from torchlinreg.solvers._proximal import solve_active_set
 from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train, train_one_pass
 
 __all__ = [
@@ -23,12 +27,14 @@ __all__ = [
     "Solver",
     "Training",
     "check_solver",
+    "check_trains",
     "choose_solver",
     "geometry_of_accumulated",
     "is_training",
     "is_wide",
     "optimizer_recipe",
     "scheduler_maker",
+    "solve",
     "solve_accumulated",
     "train",
     "train_one_pass",
@@ -36,17 +42,49 @@ __all__ = [
 
 
 class Solver(NamedTuple):
-    """A row of the table: what it runs, and what it is good for."""
+    """A row of the table: what it runs, which losses and penalties it serves, and what it is good for."""
 
     solve: Callable[[Problem, float, int | None], Solution]
+    losses: tuple[str, ...]  # kinds of `Loss`
+    penalties: str  # the last one it serves of PENALTIES, of which each contains those before
     good_for: str
 
 
+PENALTIES = ("ridge of one strength", "ridge", "any")
+EVERY_LOSS = ("quadratic", "smooth", "piecewise_linear")
+
+# Of the rows that serve a problem, "auto" takes the first; "dual" only for fewer rows than features.
 SOLVERS = {
-    "cholesky": Solver(solve_cholesky, "conditions up to about 1e6; hands over to 'exact' beyond"),
-    "exact": Solver(solve_exact, "any condition and rank"),
-    "dual": Solver(solve_dual, "fewer rows than features"),
+    "dual": Solver(solve_dual, ("quadratic",), PENALTIES[0], "fewer rows than features"),
+    "cholesky": Solver(
+        solve_cholesky,
+        ("quadratic",),
+        "ridge",
+        "conditions up to about 1e6; hands over to 'exact' beyond",
+    ),
+    "exact": Solver(solve_exact, ("quadratic",), "ridge", "any condition and rank"),
+    "active_set": Solver(solve_active_set, ("quadratic",), "any", "l1 penalties, positive and bounds"),
+    "newton": Solver(solve_newton, ("smooth",), "any", "smooth losses"),
+    "interior_point": Solver(
+        solve_interior_point,
+        ("piecewise_linear",),
+        "any",
+        "absolute, quantile and epsilon-insensitive losses",
+    ),
 }
+# Optimizers of torch follow gradients, and take a proximal step for what has none.
+TRAINING = Solver(solve_newton, ("quadratic", "smooth"), "any", "watching the neuron learn")
+
+
+def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """Solve the problem by the solver of that name.
+
+    Raises
+    ------
+    ValueError
+        There is no solver of that name, or it does not serve the loss or the penalty.
+    """
+    return with_least_norm(problem, choose_solver(name, problem)(problem, tol, max_iter))
 
 
 def choose_solver(name: object, problem: Problem) -> Callable[[Problem, float, int | None], Solution]:
@@ -55,12 +93,48 @@ def choose_solver(name: object, problem: Problem) -> Callable[[Problem, float, i
     Raises
     ------
     ValueError
-        There is no solver of that name.
+        There is no solver of that name, or it does not serve the loss or the penalty.
     """
     check_solver(name)
+    able = {key: row for key, row in SOLVERS.items() if _serves(row, problem)}
     if name == "auto":
-        name = "dual" if is_wide(problem) else "cholesky"
-    return SOLVERS[str(name)].solve
+        return next(row.solve for key, row in able.items() if key != "dual" or is_wide(problem))
+    if str(name) not in able:
+        _refuse(f"solver={name!r}", SOLVERS[str(name)], problem, list(able))
+    return able[str(name)].solve
+
+
+def check_trains(name: object, problem: Problem) -> None:
+    """Raise a ValueError unless optimizers serve the loss."""
+    if not _serves(TRAINING, problem):
+        able = [key for key, row in SOLVERS.items() if _serves(row, problem)]
+        _refuse(f"solver={name!r} follows gradients and", TRAINING, problem, able)
+
+
+def _serves(row: Solver, problem: Problem) -> bool:
+    return problem.loss.kind in row.losses and PENALTIES.index(_penalty_kind(problem)) <= PENALTIES.index(
+        row.penalties
+    )
+
+
+def _penalty_kind(problem: Problem) -> str:
+    penalty = problem.penalty
+    return PENALTIES[0] if penalty.is_uniform else PENALTIES[1] if penalty.is_ridge else PENALTIES[2]
+
+
+def _refuse(what: str, row: Solver, problem: Problem, able: list[str]) -> None:
+    missing = []
+    if problem.loss.kind not in row.losses:
+        missing.append(f"loss={problem.loss!r}, which is {problem.loss.kind.replace('_', ' ')}")
+    if PENALTIES.index(_penalty_kind(problem)) > PENALTIES.index(row.penalties):
+        kinds = {
+            "an l1 penalty (l1_ratio > 0)": problem.penalty.l1.any(),
+            "positive or bounds": problem.penalty.has_bounds,
+            "a penalty_factor that differs between features": problem.penalty.is_ridge,
+        }
+        missing += [kind for kind, there in kinds.items() if there]
+    options = " or ".join(f"solver={key!r}" for key in ["auto", *able])
+    raise ValueError(f"{what} does not serve {' and '.join(missing)}. Use {options}.")
 
 
 def check_solver(name: object) -> None:

@@ -20,6 +20,7 @@ from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks, tensor_blocks
 from torchlinreg._exact_moments import exact_rows
 from torchlinreg._moments import SAFE_RANGE, Frame
+from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
 from torchlinreg._residuals import DEPTHS, exact_residual, exact_transposed_product
 from torchlinreg._solution import Solution, Status
@@ -93,26 +94,27 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
             f"{n_samples} rows; at most {MAX_ROWS} are allowed. Use solver='exact' or fewer rows."
         )
     frame = _dual_frame(problem)
+    alpha = float(problem.penalty.l2[0])
     blocks = problem.blocks.positive_weight_rows()
     diagonal = np.zeros(blocks.n_samples)
-    if problem.alpha > 0:
+    if alpha > 0:
         weight = np.ones(blocks.n_samples) if blocks.weight is None else blocks.weight.cpu().numpy()
         scale = 1.0 if frame.scale is None else float(frame.scale[1])
-        diagonal = problem.alpha * weight.sum() / weight * scale**2
+        diagonal = alpha * weight.sum() / weight * scale**2
     system = _factorise(blocks, frame, diagonal, problem.fit_intercept)
-    if system is None and problem.alpha > 0:
+    if system is None and alpha > 0:
         return solve_exact(problem, tol, max_iter)
     if system is None:
         return _solve_by_columns(problem, blocks, tol)
     limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter
     coef, intercept, error, n_passes = _refine(problem, blocks, frame, diagonal, system, tol, limit)
     rank = blocks.n_samples - problem.fit_intercept
-    unique = problem.alpha > 0 or rank == blocks.n_features
+    unique = alpha > 0 or rank == blocks.n_features
     status = Status.OPTIMAL if unique else Status.MINIMUM_NORM
     return Solution(
         coef=coef[0] + coef[1],
         intercept=(intercept[0] + intercept[1])[0],
-        rank=blocks.n_features if problem.alpha > 0 else rank,
+        rank=blocks.n_features if alpha > 0 else rank,
         condition_number=system.condition_number,
         solver="dual",
         status=status if error <= tol else Status.DIGITS_LOST,
@@ -319,7 +321,7 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     active = _independent_columns(centred.cpu().numpy())
     # Exact arithmetic knows better which columns depend on others.
     first = tensor_blocks(X[:, active], blocks.y, blocks.weight)
-    fit = _fit_columns(Problem(first, 0.0, problem.fit_intercept, problem.name), tol)
+    fit = _fit_columns(Problem(first, ridge(0.0, first.n_features), problem.fit_intercept, problem.name), tol)
     active = active[np.sort(fit.design[fit.design > 0]) - 1]
     rank = len(active)
     dependent = np.setdiff1d(np.arange(blocks.n_features), active)
@@ -327,7 +329,9 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     coefs, intercepts, errors = [], [], []
     for start in range(0, responses.shape[1], RESPONSES_AT_ONCE):
         part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
-        fit = _fit_columns(Problem(part, 0.0, problem.fit_intercept, problem.name), tol)
+        fit = _fit_columns(
+            Problem(part, ridge(0.0, part.n_features), problem.fit_intercept, problem.name), tol
+        )
         coef, intercept = in_user_units(fit)
         unsorted = np.argsort(fit.design[fit.design > 0])  # the fit has its own pivot order
         coefs.append((coef[0][unsorted], coef[1][unsorted]))
@@ -351,7 +355,8 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
 
 def _fit_columns(problem: Problem, tol: float) -> Fit:
     """Fit of at least as many rows as features, refined."""
-    fit = fit_exact_moments(problem.exact_moments, problem.blocks.n_features, 0.0, problem.fit_intercept)
+    no_ridge = np.zeros(problem.blocks.n_features)
+    fit = fit_exact_moments(problem.exact_moments, len(no_ridge), no_ridge, problem.fit_intercept)
     return fit if fit.reaches(tol) else refine_exactly(problem, fit, tol, MAX_REFINEMENTS)[0]
 
 

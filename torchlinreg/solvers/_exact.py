@@ -177,22 +177,22 @@ def _sound_fit_of_moments(problem: Problem) -> Fit | None:
 
 def _exact_fit(problem: Problem) -> Fit:
     return fit_exact_moments(
-        problem.exact_moments, problem.blocks.n_features, problem.alpha, problem.fit_intercept
+        problem.exact_moments, problem.blocks.n_features, problem.penalty.l2, problem.fit_intercept
     )
 
 
 def solve_accumulated(
-    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool, tol: float
+    moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
 ) -> Solution:
     """The same from moments alone, whose rows are gone."""
-    return solve_accumulated_with_fit(moments, n_features, alpha, fit_intercept, tol)[0]
+    return solve_accumulated_with_fit(moments, n_features, l2, fit_intercept, tol)[0]
 
 
 def solve_accumulated_with_fit(
-    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool, tol: float
+    moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
 ) -> tuple[Solution, Fit]:
     """The same, and the fit that it comes from."""
-    fit = fit_exact_moments(moments, n_features, alpha, fit_intercept)
+    fit = fit_exact_moments(moments, n_features, l2, fit_intercept)
     return _to_solution(fit, "exact", tol, n_passes=1), fit
 
 
@@ -208,7 +208,7 @@ def fit_moments(problem: Problem) -> Fit | None:
     if problem.fit_intercept:
         offset = sums / weight_sum
         scatter = scatter - sums[:, None] * offset
-    ridge = ridge_of(moments.frame, n_features, problem.alpha, weight_sum)
+    ridge = ridge_of(moments.frame, problem.penalty.l2, weight_sum)
     diagonal = scatter.diagonal()[:n_features] + ridge
     # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0.
     active = ((raw.diagonal()[1 : 1 + n_features] > 0) | (ridge > 0)).nonzero()[0]
@@ -247,13 +247,13 @@ def fit_moments(problem: Problem) -> Fit | None:
     )
 
 
-def ridge_of(frame: Frame, n_features: int, alpha: float, weight_sum: float) -> np.ndarray:
+def ridge_of(frame: Frame, l2: np.ndarray, weight_sum: float) -> np.ndarray:
     """What the penalty adds to the Gram matrix's diagonal, in the units of the frame."""
-    ridge = np.full(n_features, alpha * weight_sum)
-    if alpha == 0 or frame.scale is None:
+    ridge = l2 * weight_sum
+    if frame.scale is None or not ridge.any():
         return ridge
     # Columns so small that this overflows have coefficients that underflow; a finite ridge keeps them 0.
-    log2_scale = np.log2(frame.scale[1 : 1 + n_features].cpu().numpy())
+    log2_scale = np.log2(frame.scale[1 : 1 + len(l2)].cpu().numpy())
     return np.ldexp(ridge, np.minimum(2 * log2_scale, 900).astype(int))
 
 
@@ -271,7 +271,7 @@ def _with_intercept(
     return design, full
 
 
-def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool) -> Fit:
+def fit_exact_moments(moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool) -> Fit:
     """Fit of moments of about 100 bits: independent columns explain y and the dependent columns."""
     raw = moments.high.cpu().numpy(), moments.low.cpu().numpy()
     weight_sum = float(raw[0][0, 0])
@@ -282,7 +282,7 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, alpha: float, fit_
         offset = dd.divide(sums, (raw[0][:1, 0], raw[1][:1, 0]))
         products = dd.multiply((sums[0][:, None], sums[1][:, None]), offset)
         scatter = dd.add(scatter, dd.negative(products))
-    ridge = ridge_of(moments.frame, n_features, alpha, weight_sum)
+    ridge = ridge_of(moments.frame, l2, weight_sum)
     penalty = np.zeros(len(raw[0]) - 1)
     penalty[:n_features] = ridge
     scatter = dd.add(scatter, (np.diag(penalty), np.zeros_like(scatter[0])))

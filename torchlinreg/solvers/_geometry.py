@@ -84,14 +84,15 @@ class Geometry:
 
 def geometry_of(problem: Problem, tol: float) -> Geometry:
     """Solve the problem exactly and describe the objective; costs a fit."""
-    return _of_rows(problem, tol) if is_wide(problem) else _of_moments(problem, tol)
+    by_rows = is_wide(problem) and problem.penalty.is_uniform
+    return _of_rows(problem, tol) if by_rows else _of_moments(problem, tol)
 
 
 def geometry_of_accumulated(
-    moments: ExactMoments, n_features: int, alpha: float, fit_intercept: bool, tol: float
+    moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
 ) -> Geometry:
     """The same from moments alone, whose rows are gone."""
-    solution, fit = solve_accumulated_with_fit(moments, n_features, alpha, fit_intercept, tol)
+    solution, fit = solve_accumulated_with_fit(moments, n_features, l2, fit_intercept, tol)
     return _of_fit(solution, fit, moments.high.cpu().numpy(), fit_intercept)
 
 
@@ -101,7 +102,7 @@ def _of_moments(problem: Problem, tol: float) -> Geometry:
     if 2 * geometry.floor > CANCELLED * float((geometry.target_spread**2).sum()):
         return geometry
     loss = squared_losses(problem.blocks, solution.coef.T[None], solution.intercept[None])[0]
-    penalty = problem.alpha * float((solution.coef**2).sum()) / 2
+    penalty = float(problem.penalty.value(solution.coef.T).sum())
     return replace(geometry, floor=float(loss) + penalty)
 
 
@@ -181,10 +182,10 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
     spread = np.sqrt((rows**2).sum(0))
     _, values, right = np.linalg.svd(rows, full_matrices=False)
     kept = values > DEPENDENT_ROWS * values.max(initial=0.0)
-    whitened = np.sqrt(values[kept] ** 2 + problem.alpha)
+    whitened = np.sqrt(values[kept] ** 2 + problem.penalty.l2[0])
     centred_y = (y - target_center) * root
     residual = centred_y - rows @ solution.coef
-    penalty = problem.alpha * (solution.coef**2).sum(0)
+    penalty = 2 * problem.penalty.value(solution.coef.T)
     return Geometry(
         solution=solution,
         weight_sum=weight_sum,

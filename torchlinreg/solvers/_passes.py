@@ -9,10 +9,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from torch.nn import Parameter
-from torch.optim import SGD
+from torch.optim import LBFGS, SGD
 
 from torchlinreg._blocks import Block, RowBlocks
 from torchlinreg.solvers._coordinates import Coordinates
+from torchlinreg.solvers._loss_rows import Proximal
 from torchlinreg.solvers._optimizers import Recipe
 
 # Mini-batches are gathered so many bytes at a time, which stay in the cache.
@@ -30,7 +31,7 @@ POWER_STEPS = 60
 
 
 class Objective(Protocol):
-    """A quadratic function of parameters, shape (n_targets, n_coordinates)."""
+    """A function of parameters, shape (n_targets, n_coordinates)."""
 
     def gradient(self, theta: torch.Tensor, out: torch.Tensor) -> None:
         """Write the gradient at `theta` to `out`."""
@@ -135,10 +136,21 @@ class Neuron:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = float(rate)  # not NumPy's, which a checkpoint could not hold
 
+    def let_search(self, max_evaluations: int) -> None:
+        """Let torch's L-BFGS evaluate that often in an epoch, at least."""
+        for group in self.optimizer.param_groups:
+            if isinstance(self.optimizer, LBFGS):
+                group["max_eval"] = max(group["max_eval"], max_evaluations)
+
     @property
     def is_plain_descent(self) -> bool:
         """Whether a step is the gradient times the rate, which needs no optimizer."""
-        if not self.may_descend or type(self.optimizer) is not SGD or len(self.optimizer.param_groups) != 1:
+        return self.may_descend and self.descends
+
+    @property
+    def descends(self) -> bool:
+        """The same, but for what a user's hooks may do."""
+        if type(self.optimizer) is not SGD or len(self.optimizer.param_groups) != 1:
             return False
         group = self.optimizer.param_groups[0]
         return not (group["momentum"] or group["weight_decay"] or group["maximize"])
@@ -163,6 +175,9 @@ class Neuron:
 
             self.optimizer.step(closure)
         else:
+            if self.is_plain_descent and isinstance(objective, Proximal):
+                self.theta.copy_(objective.settled(self.theta, self.rate).theta)
+                return
             self._find_gradient(objective)
             if self.is_plain_descent:
                 self.theta.sub_(self.gradient, alpha=self.rate)
@@ -194,17 +209,17 @@ class FullBatch:
     device = torch.device("cpu")  # small matrices, for which another device only costs transfers
     noise = 1.0
 
-    def __init__(self, coordinates: Coordinates, alpha: float) -> None:
-        self.objective = _full_objective(coordinates, alpha)
+    def __init__(self, coordinates: Coordinates, l2: np.ndarray) -> None:
+        self.objective = _full_objective(coordinates, l2)
 
     def run(self, neuron: Neuron) -> None:
         """An epoch."""
         neuron.step(self.objective)
 
 
-def largest_curvature(coordinates: Coordinates, alpha: float) -> float:
+def largest_curvature(coordinates: Coordinates, l2: np.ndarray) -> float:
     """The largest eigenvalue of the full objective's Hessian, by power iteration."""
-    objective = _full_objective(coordinates, alpha)
+    objective = _full_objective(coordinates, l2)
     at_zero = torch.zeros((len(coordinates.optimum), coordinates.optimum.shape[1]), dtype=torch.float64)
     constant = torch.empty_like(at_zero)
     objective.gradient(at_zero, constant)
@@ -228,7 +243,7 @@ def stable_rate(blocks: RowBlocks) -> float:
     return 2 * len(rows) / float(torch.linalg.matrix_norm(rows, 2)) ** 2
 
 
-def _full_objective(coordinates: Coordinates, alpha: float) -> Objective:
+def _full_objective(coordinates: Coordinates, l2: np.ndarray) -> Objective:
     optimum = torch.from_numpy(coordinates.optimum)
     if coordinates.transform is not None:
         return Quadratic(None, -optimum)
@@ -238,7 +253,7 @@ def _full_objective(coordinates: Coordinates, alpha: float) -> Objective:
     n_features = len(center)
     mean = torch.cat([center, torch.ones(1, dtype=torch.float64)]) if coordinates.fit_intercept else None
     penalty = torch.zeros(optimum.shape[1], dtype=torch.float64)
-    penalty[:n_features] = alpha
+    penalty[:n_features] = torch.from_numpy(l2)
     # From the moments, not from the optimum, whose coefficients may be large and nearly cancel.
     constant = torch.empty_like(optimum)
     constant[:, :n_features] = -torch.from_numpy(geometry.cross + np.outer(geometry.center, target_center)).T
@@ -254,7 +269,7 @@ def _full_objective(coordinates: Coordinates, alpha: float) -> Objective:
     rows[:-1, :n_features] = torch.from_numpy(geometry.rows)
     if mean is not None:
         rows[-1] = mean
-    return RowsQuadratic(rows, rows, penalty if alpha else None, constant, torch.zeros_like(optimum))
+    return RowsQuadratic(rows, rows, penalty if l2.any() else None, constant, torch.zeros_like(optimum))
 
 
 class _Chunk(NamedTuple):
@@ -282,7 +297,7 @@ class MiniBatches:
         self,
         blocks: RowBlocks,
         coordinates: Coordinates,
-        alpha: float,
+        l2: np.ndarray,
         batch_size: int,
         generator: torch.Generator | None,
         *,
@@ -306,7 +321,7 @@ class MiniBatches:
         self.device = torch.device("cpu") if self._by_gram else blocks.device
         row_bytes = 8 * (n_coordinates + n_targets)
         self._batches_at_once = max(1, CHUNK_BYTES // (row_bytes * batch_size))
-        self._ridge = self._penalty(alpha)
+        self._ridge = self._penalty(l2)
         self._optimum = torch.from_numpy(coordinates.optimum).to(self.device)
         self.noise = 1 + self._kurtosis() / batch_size if corrected else 1.0
 
@@ -317,18 +332,17 @@ class MiniBatches:
         condition = self._coordinates.about.solution.condition_number
         return condition is not None and condition <= GRAM_CONDITION
 
-    def _penalty(self, alpha: float) -> torch.Tensor | None:
+    def _penalty(self, l2: np.ndarray) -> torch.Tensor | None:
         """The Hessian of the ridge penalty, or its diagonal."""
-        if alpha == 0:
+        if not l2.any():
             return None
         transform = self._coordinates.transform
         n_coordinates = self._coordinates.optimum.shape[1]
         if transform is None:
-            ridge = torch.full((n_coordinates,), alpha, dtype=torch.float64)
-            if self._coordinates.fit_intercept:
-                ridge[-1] = 0
+            ridge = torch.zeros(n_coordinates, dtype=torch.float64)
+            ridge[: len(l2)] = torch.from_numpy(l2)
             return ridge.to(self.device)
-        square = torch.from_numpy(alpha * transform.T @ transform).to(self.device)
+        square = torch.from_numpy((transform.T * l2) @ transform).to(self.device)
         padding = n_coordinates - len(square)
         return torch.nn.functional.pad(square, (0, padding, 0, padding))
 

@@ -1,15 +1,17 @@
-"""Training the neuron with an optimizer of torch, full batch or mini-batch, on the squared-error objective.
+"""Training the neuron with an optimizer of torch, full batch or mini-batch.
 
-Full-batch gradients come from the moments of the rows, so that an epoch costs O(n_features^2) whatever the
-number of rows. With an automatic learning rate, training happens in whitened coordinates, where the objective
-is a sphere, and the gradients of mini-batches are corrected by the full gradient at the epoch's start
-(Johnson, Zhang 2013, Accelerating stochastic gradient descent using predictive variance reduction), so that
-their noise vanishes at the optimum.
+Full-batch gradients of the squared error come from the moments of the rows, so that an epoch costs
+O(n_features^2) whatever the number of rows; other losses and penalties than ridge read the rows. With an
+automatic learning rate, training happens in whitened coordinates, where the objective is a sphere, or about
+one near the optimum, and the gradients of mini-batches are corrected by the full gradient at the epoch's
+start (Johnson, Zhang 2013, Accelerating stochastic gradient descent using predictive variance reduction), so
+that their noise vanishes at the optimum.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,17 +23,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchlinreg._blocks import RowBlocks
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
-from torchlinreg._validation import squared_losses
+from torchlinreg._validation import mean_losses
+from torchlinreg.losses import CallableLoss, Loss
 from torchlinreg.solvers._coordinates import (
     Coordinates,
     Model,
+    about_optimum,
     unit_sphere,
     users_units,
     users_units_without_optimum,
 )
 from torchlinreg.solvers._geometry import Geometry, geometry_of
+from torchlinreg.solvers._landscape import Landscape, is_quadratic, landscape_of
 from torchlinreg.solvers._optimizers import MakeScheduler, Recipe, kept_state, put_state
 from torchlinreg.solvers._passes import FullBatch, MiniBatches, Neuron, largest_curvature, stable_rate
+from torchlinreg.solvers._row_passes import RowPasses, Terms
 
 DEFAULT_MAX_ITER = 1000
 # Epochs of full-batch training whose losses are evaluated at once: 2000 epochs of gradient descent at
@@ -49,6 +55,11 @@ RECENT = 16
 ROUNDING = 1e-24
 EPS = 2.0**-53
 MAX_CUTS = 60
+# Evaluations of a line search in an epoch, unless the user chose more. torch's L-BFGS makes a single one in
+# one iteration, which is enough on a sphere only.
+MAX_EVALUATIONS = 25
+# The optimum of smooth losses is known to its solver's accuracy; at this distance it would not be one.
+LEAST_ACCURACY = 1e-7
 # Means and spreads that differ by more than this are those of other data.
 SAME_DATA = 1e-9
 
@@ -91,14 +102,19 @@ def train(problem: Problem, training: Training) -> Solution:
     FloatingPointError
         The loss grew beyond all bounds with the user's learning rate.
     ValueError
-        The state to resume from belongs to other data or settings.
+        The state to resume from belongs to other data or settings, or `Huber` estimates a scale of 0.
     """
-    geometry = geometry_of(problem, tol=1e-12)
     automatic = training.recipe.auto_rate is not None
-    place = unit_sphere if automatic else users_units
     start = training.start if training.resume is None else _start_of(training.resume)
-    coordinates = place(geometry, start, problem.fit_intercept)
-    loop = _Loop(problem, replace(training, start=start), coordinates)
+    landscape = None if is_quadratic(problem) else landscape_of(problem, tol=1e-12)
+    geometry = geometry_of(problem, tol=1e-12) if landscape is None else landscape.geometry
+    if not automatic:
+        coordinates = users_units(geometry, start, problem.fit_intercept)
+    elif landscape is None:
+        coordinates = unit_sphere(geometry, start, problem.fit_intercept)
+    else:
+        coordinates = about_optimum(landscape, start, problem.fit_intercept)
+    loop = _Loop(problem, replace(training, start=start), coordinates, landscape)
     if training.resume is not None:
         loop.load(training.resume)
     status = loop.run()
@@ -113,26 +129,62 @@ def _start_of(state: Mapping[str, Any]) -> Model | None:
     return coef.numpy(), intercept.numpy()
 
 
+def _name_of(loss: Loss) -> str:
+    """The loss as it prints, but for the addresses of a user's functions, which change between processes."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(loss))
+
+
+class _Result(NamedTuple):
+    """What an epoch leads to: parameters, and coefficients where they are not just those of the parameters."""
+
+    parameters: np.ndarray
+    coef: np.ndarray | None = None
+
+    def model(self, coordinates: Coordinates) -> Model:
+        """In the user's units."""
+        coef, intercept = coordinates.model(self.parameters)
+        return (coef if self.coef is None else self.coef), intercept
+
+
 class _Loop:
     """The state of training between epochs, and the steps that change it."""
 
-    def __init__(self, problem: Problem, training: Training, coordinates: Coordinates) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        training: Training,
+        coordinates: Coordinates,
+        landscape: Landscape | None,
+    ) -> None:
         self.training = training
         self.coordinates = coordinates
-        self.alpha = problem.alpha
+        self.landscape = landscape  # None for a quadratic objective
+        self.problem = problem
+        self.loss = problem.loss if landscape is None else landscape.loss
+        self.l2 = problem.penalty.l2
         self.automatic = training.recipe.auto_rate is not None
         n_rows = problem.blocks.n_samples
         full = training.batch_size is None or training.batch_size >= n_rows
         self.generator = torch.Generator().manual_seed(training.seed)
-        self.passes: FullBatch | MiniBatches
-        if full:
-            self.passes = FullBatch(coordinates, problem.alpha)
+        self.passes: FullBatch | MiniBatches | RowPasses
+        if landscape is not None:
+            self.passes = RowPasses(
+                problem.blocks,
+                coordinates,
+                Terms(landscape.loss, problem.penalty, landscape.kappa),
+                None if full else training.batch_size,
+                self.generator if training.shuffle else None,
+                corrected=self.automatic,
+                settles=self.automatic and training.make_scheduler is None,
+            )
+        elif full:
+            self.passes = FullBatch(coordinates, problem.penalty.l2)
         else:
             assert training.batch_size is not None
             self.passes = MiniBatches(
                 problem.blocks,
                 coordinates,
-                problem.alpha,
+                problem.penalty.l2,
                 training.batch_size,
                 self.generator if training.shuffle else None,
                 corrected=self.automatic,
@@ -148,14 +200,28 @@ class _Loop:
         # The lowest validation loss or, without early stopping, the last excess that moved; and epochs since.
         self.watched = np.inf
         self.idle = 0
-        self.best_parameters = coordinates.start
+        self.result = self.best = _Result(coordinates.start)
         self._start_neuron(coordinates.start)
         self.recent = [self._excess(coordinates.start)]
         self.first_loss = self.floor + self.recent[0]
-        of_zero = float((coordinates.about.target_unit**2).sum()) / 2
+        self.high = max(self.first_loss, self.floor + self._excess_of_constant())
         # Coefficients that nearly cancel are large, and so is their rounding.
-        self.near_enough = max(training.tol, 16 * EPS * coordinates.about.largest_coefficient)
-        self.hopeless = DIVERGED * max(self.first_loss, self.floor + of_zero)
+        rounding = 16 * EPS * coordinates.about.largest_coefficient
+        if isinstance(self.passes, RowPasses) and self.automatic:
+            off = 4 * float(coordinates.distance(self.passes.after_optimum()))
+            rounding = max(rounding, min(off, LEAST_ACCURACY))
+        self.near_enough = max(training.tol, rounding)
+
+    def _excess_of_constant(self) -> float:
+        """How much a prediction that does not depend on x is above the optimum, about."""
+        about, penalty = self.coordinates.about, self.problem.penalty
+        if self.landscape is None:
+            return float((about.target_unit**2).sum()) / 2
+        optimum = self.landscape.optimum
+        change = np.clip(np.zeros_like(optimum), penalty.lower, penalty.upper) - optimum
+        with np.errstate(over="ignore", invalid="ignore"):
+            excess = float(self.landscape.excess(change[None], 0.0)[0])
+        return excess if np.isfinite(excess) else 0.0
 
     def _start_neuron(self, parameters: np.ndarray) -> None:
         self.neuron = Neuron(
@@ -163,6 +229,8 @@ class _Loop:
         )
         if self.automatic:
             self.neuron.set_rates([self._fair(rate) for rate in self.neuron.rates])
+        if self.automatic and self.landscape is not None:
+            self.neuron.let_search(MAX_EVALUATIONS)
         make = self.training.make_scheduler
         self.scheduler = None if make is None else make(self.neuron.optimizer)
         self.neuron.may_descend &= make is None  # schedulers warn where the optimizer made no step
@@ -172,10 +240,14 @@ class _Loop:
         training = self.training
         while self.status is None and self.epoch < training.max_iter:
             self.status = self._some_epochs(min(self._epochs_at_once(), training.max_iter - self.epoch))
-        ended_high = self.epoch > 0 and self.loss_curve[-1] > ENDED_HIGH * self.hopeless / DIVERGED
-        if ended_high and not self.automatic:
+        if self.epoch > 0 and not self.automatic and self._is_high(self.loss_curve[-1], ENDED_HIGH):
             self._raise_diverged(self.loss_curve[-1])
         return self.status or Status.MAX_ITER
+
+    def _is_high(self, loss: float, factor: float) -> bool:
+        """Whether a loss, or its excess where losses have any sign, is so many times that of the start."""
+        floor = 0.0 if self.landscape is None else self.floor
+        return not loss - floor <= factor * (self.high - floor)  # true for NaN, too
 
     def _epochs_at_once(self) -> int:
         watched = self.training.report is not None or isinstance(self.scheduler, ReduceLROnPlateau)
@@ -185,22 +257,25 @@ class _Loop:
         """Run epochs, then look at each; where one was the last, what came after is undone."""
         before = self.neuron.parameters()
         history = np.empty((n_epochs, *before.shape))
+        seen = history if self.landscape is None else np.empty_like(history)
+        coefs: list[np.ndarray | None] = [None] * n_epochs
         for index in range(n_epochs):
             self._set_rate(self.epoch + index)
             self.passes.run(self.neuron)
             history[index] = self.neuron.parameters()
+            if isinstance(self.passes, RowPasses):
+                seen[index], coefs[index] = self.passes.settled(self.neuron)
             if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step()
         with np.errstate(over="ignore", invalid="ignore"):
-            excess = self.coordinates.excess(history, self.alpha).sum(1)
+            excess = self._excesses(seen)
         n_tame = self._count_tame(excess) if self.automatic else n_epochs
-        validation = self._validation_losses(history[:n_tame])
+        validation = self._validation_losses(seen[:n_tame])
         with np.errstate(over="ignore", invalid="ignore"):
-            distance = self.coordinates.distance(history)
+            distance = self.coordinates.distance(seen)
         for index in range(n_tame):
-            status = self._after_epoch(
-                history[index], float(excess[index]), float(distance[index]), validation[index]
-            )
+            self.result = _Result(seen[index], coefs[index])
+            status = self._after_epoch(float(excess[index]), float(distance[index]), validation[index])
             if status is not None:
                 self.neuron.set_parameters(history[index])
                 return status
@@ -209,7 +284,14 @@ class _Loop:
         return None
 
     def _excess(self, parameters: np.ndarray) -> float:
-        return float(self.coordinates.excess(parameters, self.alpha).sum())
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(self._excesses(parameters[None])[0])
+
+    def _excesses(self, history: np.ndarray) -> np.ndarray:
+        if self.landscape is None:
+            return self.coordinates.excess(history, self.l2).sum(1)
+        allowed = self.coordinates.within(history, self.problem.penalty)
+        return self.landscape.excess(*self.coordinates.change(allowed))
 
     def _set_rate(self, epoch: int) -> None:
         """With an automatic rate and no scheduler of the user's, the rate falls to 0 as a square."""
@@ -246,26 +328,24 @@ class _Loop:
             return [None] * len(history)
         with np.errstate(over="ignore", invalid="ignore"):
             coef, intercept = self.coordinates.model(history)
-            return squared_losses(self.training.validation, coef, intercept).tolist()
+            return mean_losses(self.training.validation, self.loss, coef, intercept).tolist()
 
-    def _after_epoch(
-        self, parameters: np.ndarray, excess: float, distance: float, validation: float | None
-    ) -> Status | None:
+    def _after_epoch(self, excess: float, distance: float, validation: float | None) -> Status | None:
         """Record the epoch; the status if it was the last."""
         training = self.training
         self.epoch += 1
         loss = self.floor + excess
-        if not loss <= self.hopeless:  # true for NaN, too
+        if self._is_high(loss, DIVERGED):
             self._raise_diverged(loss)
         self.loss_curve.append(loss)
         if validation is not None:
             self.validation_curve.append(validation)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(loss if validation is None else validation)
-        self._watch(parameters, excess, validation)
+        self._watch(excess, validation)
         self.status = self._ending(distance)
         if training.report is not None:
-            coef, intercept = self.coordinates.model(parameters)
+            coef, intercept = self.result.model(self.coordinates)
             epoch = Epoch(self.epoch, loss, validation, coef, intercept, self.state)
             if training.report(epoch):
                 return self.status or Status.CALLBACK
@@ -283,7 +363,7 @@ class _Loop:
             return Status.OPTIMAL
         return Status.NO_PROGRESS if is_idle and not training.early_stopping else None
 
-    def _watch(self, parameters: np.ndarray, excess: float, validation: float | None) -> None:
+    def _watch(self, excess: float, validation: float | None) -> None:
         """Count the epochs without progress: no lower validation loss, or no change of the training loss.
 
         A training loss that rises is no reason to stop: momentum and Adam overshoot and come back.
@@ -291,7 +371,7 @@ class _Loop:
         tol = self.training.tol
         if self.training.early_stopping and validation is not None:
             latest = validation
-            moved = validation < self.watched * (1 - tol)
+            moved = validation < self.watched * (1 - tol if self.watched >= 0 else 1 + tol)
         else:
             latest = excess
             moved = abs(excess - self.watched) > tol * max(excess, self.watched)
@@ -299,10 +379,13 @@ class _Loop:
         self.idle = 0 if moved else self.idle + 1
         if moved:
             self.watched = latest
-            self.best_parameters = parameters.copy()
+            self.best = self.result
 
     def _raise_diverged(self, loss: float) -> None:
-        stable = 2 / largest_curvature(self.coordinates, self.alpha)
+        if isinstance(self.passes, RowPasses):
+            stable = self.passes.stable_rate()
+        else:
+            stable = 2 / largest_curvature(self.coordinates, self.l2)
         raise FloatingPointError(
             f"Training diverged: after epoch {self.epoch} the loss is {loss:.2g}, from "
             f"{self.first_loss:.2g} at the start. The learning rate {self.neuron.rate:g} is too "
@@ -312,9 +395,9 @@ class _Loop:
         )
 
     @property
-    def final_parameters(self) -> np.ndarray:
-        """Those of the lowest validation loss, else the last."""
-        return self.best_parameters if self.training.early_stopping else self.neuron.parameters()
+    def final_result(self) -> _Result:
+        """That of the lowest validation loss, else the last."""
+        return self.best if self.training.early_stopping else self.result
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs to go on as if nothing had happened; of tensors, numbers and lists."""
@@ -336,7 +419,8 @@ class _Loop:
             "watched": float(self.watched),
             "idle": self.idle,
             "recent": list(self.recent),
-            "best_parameters": torch.from_numpy(self.best_parameters.copy()),
+            "result": _kept_result(self.result),
+            "best": _kept_result(self.best),
         }
 
     def _settings(self) -> dict[str, Any]:
@@ -349,7 +433,10 @@ class _Loop:
             "options": self._options(),
             "lr_scheduler": None if self.scheduler is None else type(self.scheduler).__name__,
             "early_stopping": self.training.early_stopping,
-            "alpha": self.alpha,
+            "loss": _name_of(self.problem.loss),
+            "l1": self.problem.penalty.l1.tolist(),
+            "l2": self.l2.tolist(),
+            "bounds": [self.problem.penalty.lower.tolist(), self.problem.penalty.upper.tolist()],
             "shape": list(self.coordinates.start.shape),
         }
 
@@ -394,15 +481,23 @@ class _Loop:
         self.loss_curve, self.validation_curve = list(state["loss_curve"]), list(state["validation_curve"])
         self.cuts, self.watched, self.idle = state["cuts"], state["watched"], state["idle"]
         self.recent = list(state["recent"])
-        self.best_parameters = state["best_parameters"].numpy().copy()
+        self.result, self.best = _read_result(state["result"]), _read_result(state["best"])
+
+
+def _kept_result(result: _Result) -> list[torch.Tensor]:
+    return [torch.from_numpy(part.copy()) for part in result if part is not None]
+
+
+def _read_result(kept: list[torch.Tensor]) -> _Result:
+    return _Result(*(part.numpy().copy() for part in kept))
 
 
 def _solution(loop: _Loop, status: Status) -> Solution:
     coordinates = loop.coordinates
     exact = coordinates.about.solution
-    parameters = loop.final_parameters
-    coef, intercept = coordinates.model(parameters)
-    distance = float(coordinates.distance(parameters))
+    result = loop.final_result
+    coef, intercept = result.model(coordinates)
+    distance = float(coordinates.distance(result.parameters))
     if status is Status.OPTIMAL and loop.training.early_stopping and distance > loop.near_enough:
         status = Status.EARLY_STOPPED  # the lowest validation loss was on the way
     if status is Status.OPTIMAL and loop.automatic:
@@ -416,10 +511,32 @@ def _solution(loop: _Loop, status: Status) -> Solution:
         status=status,
         n_iter=loop.epoch,
         error=exact.error,
+        scale=exact.scale,
         distance=distance,
         loss_curve=loop.loss_curve,
         validation_loss_curve=loop.validation_curve if loop.training.validation is not None else None,
     )
+
+
+def check_one_pass(problem: Problem, learning_rate: object) -> None:
+    """Raise a ValueError unless optimizers can go on from some rows to others with this objective."""
+    if problem.loss.kind == "piecewise_linear":
+        raise ValueError(
+            f"Optimizers follow gradients, which loss={problem.loss!r} does not have everywhere. Use fit with "
+            "solver='auto', or a smooth loss, such as LogCosh() or Huber with a small scale."
+        )
+    if problem.loss.estimates_scale:
+        raise ValueError(
+            f"partial_fit cannot estimate the scale of loss={problem.loss!r}, which needs all rows at once. "
+            "Give Huber a number for scale, or use fit."
+        )
+    if learning_rate == "auto" and not is_quadratic(problem):
+        extra = "" if problem.penalty.is_ridge else " with an l1 penalty, positive or bounds"
+        raise ValueError(
+            "partial_fit with learning_rate='auto' needs the squared error with a ridge penalty at most, whose "
+            f"optimum moments tell; this is loss={problem.loss!r}{extra}. Give a number for learning_rate, or "
+            "use fit."
+        )
 
 
 def train_one_pass(
@@ -438,7 +555,15 @@ def train_one_pass(
     With a geometry, of all rows seen so far, training heads for their optimum, at an automatic rate and with
     a fresh optimizer, since the coordinates have changed. Else it is a pass of the user's own loop, and the
     optimizer goes on from `state`.
+
+    Raises
+    ------
+    ValueError
+        See `check_one_pass`.
+    FloatingPointError
+        The loss of these rows grew beyond all bounds.
     """
+    check_one_pass(problem, "auto" if recipe.auto_rate is not None else recipe.rate)
     blocks, fit_intercept = problem.blocks, problem.fit_intercept
     if geometry is None:
         coordinates = users_units_without_optimum(start, fit_intercept)
@@ -447,15 +572,19 @@ def train_one_pass(
     generator = torch.Generator().manual_seed(seed)
     if state is not None:
         generator.set_state(state["generator"])
-    passes = MiniBatches(
-        blocks,
-        coordinates,
-        problem.alpha,
-        min(batch_size or blocks.n_samples, blocks.n_samples),
-        generator if shuffle else None,
-        corrected=geometry is not None,
-        settles=geometry is not None,
-    )
+    size = min(batch_size or blocks.n_samples, blocks.n_samples)
+    order = generator if shuffle else None
+    passes: MiniBatches | RowPasses
+    if is_quadratic(problem):
+        automatic = geometry is not None
+        passes = MiniBatches(
+            blocks, coordinates, problem.penalty.l2, size, order, corrected=automatic, settles=automatic
+        )
+    else:
+        if isinstance(problem.loss, CallableLoss):
+            _check_callable(problem, start)
+        terms = Terms(problem.loss, problem.penalty, np.ones(blocks.n_targets))
+        passes = RowPasses(blocks, coordinates, terms, size, order, corrected=False, settles=False)
     neuron = Neuron(coordinates.start, fit_intercept, passes.device, recipe)
     if geometry is not None and not neuron.searches_lines:
         neuron.set_rates([rate / passes.noise for rate in neuron.rates])
@@ -471,19 +600,35 @@ def train_one_pass(
         "optimizer": kept_state(neuron.optimizer),
     }
     model = coordinates.model(parameters)
-    _raise_if_diverged(blocks, start, model, neuron.rate)
+    if isinstance(passes, RowPasses):
+        model = _Result(*passes.settled(neuron)).model(coordinates)
+    _raise_if_diverged(problem, start, model, neuron.rate, passes)
     return model, distance, after
 
 
-def _raise_if_diverged(blocks: RowBlocks, before: Model, after: Model, rate: float) -> None:
+def _check_callable(problem: Problem, start: Model) -> None:
+    """Raise an error unless a user's loss is elementwise, of the first rows at the start."""
+    assert isinstance(problem.loss, CallableLoss)
+    block = problem.blocks.head(problem.blocks.rows_per_block)
+    assert block.X is not None
+    coef, intercept = (torch.from_numpy(part).to(block.y.device) for part in start)
+    problem.loss.check(block.X.to(torch.float64) @ coef.T + intercept, block.y)
+
+
+def _raise_if_diverged(
+    problem: Problem, before: Model, after: Model, rate: float, passes: MiniBatches | RowPasses
+) -> None:
+    blocks = problem.blocks
     with np.errstate(over="ignore", invalid="ignore"):
         zero = np.zeros_like(before[0]), np.zeros_like(before[1])
         coef, intercept = (np.stack(three) for three in zip(zero, before, after, strict=True))
-        of_zero, first, last = squared_losses(blocks, coef, intercept)
-    if not last <= max(first, DIVERGED * of_zero):
+        of_zero, first, last = mean_losses(blocks, problem.loss, coef, intercept)
+    # Losses may be negative, so that only their size tells how far is too far.
+    if not last <= max(first, DIVERGED * abs(of_zero)):
+        stable = passes.stable_rate() if isinstance(passes, RowPasses) else stable_rate(blocks)
         raise FloatingPointError(
             f"Training diverged: the loss on the rows of this call of partial_fit rose from {first:.2g} to "
             f"{last:.2g}. The learning rate {rate:g} is too large for these data; gradient descent on them "
-            f"is stable below {stable_rate(blocks):.2g}. Use a smaller learning_rate, or "
+            f"is stable below {stable:.2g}. Use a smaller learning_rate, or "
             "learning_rate='auto', which needs no tuning. The model is as it was before the call."
         )

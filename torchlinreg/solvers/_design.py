@@ -1,0 +1,201 @@
+"""Rows in coordinates that suit the solvers of losses other than the squared error.
+
+The coordinates have an intercept's column of ones first, then columns of mean 0 and mean square 1 or, where
+columns nearly depend on each other or are more than the rows, orthonormal ones that span the rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from torchlinreg._blocks import Block, RowBlocks, Source
+from torchlinreg._penalty import Penalty
+from torchlinreg._problem import Problem
+from torchlinreg.solvers._geometry import Geometry, geometry_of
+
+# Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.
+KEPT_BYTES = 64 * 2**20
+# Up to this condition of unit columns, a Newton or interior point step needs no other coordinates.
+DIAGONAL_CONDITION = 1e4
+# A squared spread below this share of the mean square is the rounding of a constant column.
+CONSTANT = 4e-15
+
+
+@dataclass(frozen=True)
+class Design:
+    """A problem in coordinates `theta`, shape (n_columns, n_targets): ``coef = transform @ theta[features]``.
+
+    `penalty` is that of the coordinates, if they belong to single features; `ridge` is the matrix of its
+    quadratic part in any case.
+    """
+
+    blocks: RowBlocks  # dense, in the coordinates, float64
+    share: torch.Tensor  # weights over their sum; shape: (n_samples,)
+    fit_intercept: bool
+    center: np.ndarray  # shape: (n_features,)
+    transform: np.ndarray  # shape: (n_features, n_coordinates), or (n_features,) for a diagonal one
+    penalty: Penalty | None  # None where the coordinates mix features; there is then a ridge at most
+    ridge: np.ndarray  # shape: (n_columns, n_columns), or (n_columns,) for a diagonal one
+    start: np.ndarray  # the least squares solution or zero; shape: (n_columns, n_targets)
+    rank: int | None
+    condition_number: float | None
+
+    @property
+    def n_columns(self) -> int:
+        """Coordinates, the intercept included."""
+        return self.blocks.n_features
+
+    @property
+    def features(self) -> slice:
+        """The coordinates without the intercept's."""
+        return slice(int(self.fit_intercept), None)
+
+    def in_users_units(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients, shape (n_features, n_targets), and intercepts, shape (n_targets,)."""
+        inside = theta[self.features]
+        coef = self.transform[:, None] * inside if self.transform.ndim == 1 else self.transform @ inside
+        if not self.fit_intercept:
+            return coef, np.zeros(theta.shape[1])
+        return coef, theta[0] - self.center @ coef
+
+    def coordinates_of(self, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+        """Coordinates of coefficients and intercepts in the user's units, the inverse of the above."""
+        if self.transform.ndim == 1:
+            theta = coef / self.transform[:, None]
+        else:
+            theta = np.linalg.lstsq(self.transform, coef)[0]
+        if not self.fit_intercept:
+            return theta
+        return np.concatenate([(intercept + self.center @ coef)[None], theta])
+
+
+def design_of(problem: Problem) -> Design:
+    """The rows of a problem in good coordinates; costs a pass over the rows or two."""
+    if not problem.penalty.is_ridge:
+        return _standardised(problem)
+    geometry = geometry_of(problem, tol=1e-6)
+    exact = geometry.solution
+    well_conditioned = exact.condition_number is not None and exact.condition_number <= DIAGONAL_CONDITION
+    if well_conditioned and exact.rank == len(geometry.center) and geometry.rows is None:
+        design = _standardised(problem)
+        theta = exact.coef / design.transform[:, None]
+    else:
+        design = _orthonormal(problem, geometry)
+        theta = geometry.inverse @ exact.coef
+    if problem.fit_intercept:
+        theta = np.concatenate([(exact.intercept + geometry.center @ exact.coef)[None], theta])
+    return replace(design, start=theta, rank=exact.rank, condition_number=exact.condition_number)
+
+
+def _standardised(problem: Problem) -> Design:
+    """Columns of mean 0 and mean square 1; those that are constant become 0."""
+    center, spread, _ = center_and_spread(problem)
+    unit = np.where(spread > 0, spread, 1.0)
+    penalty = problem.penalty.scaled(unit)
+    ridge = np.concatenate([np.zeros(int(problem.fit_intercept)), penalty.l2])
+    return _design(problem, center, 1 / unit, penalty, ridge)
+
+
+def _orthonormal(problem: Problem, geometry: Geometry) -> Design:
+    """Columns in which the weighted Gram matrix, ridge penalty included, is the identity."""
+    transform = geometry.transform
+    n_columns = transform.shape[1] + problem.fit_intercept
+    ridge = np.zeros((n_columns, n_columns))
+    inside = slice(int(problem.fit_intercept), None)
+    ridge[inside, inside] = (transform.T * problem.penalty.l2) @ transform
+    return _design(problem, geometry.center, transform, None, ridge)
+
+
+def _design(
+    problem: Problem, center: np.ndarray, transform: np.ndarray, penalty: Penalty | None, ridge: np.ndarray
+) -> Design:
+    blocks = problem.blocks
+    if blocks.weight is None:
+        share = torch.full(
+            (blocks.n_samples,), 1 / blocks.n_samples, dtype=torch.float64, device=blocks.device
+        )
+    else:
+        share = blocks.weight / blocks.weight.sum()
+    return Design(
+        blocks=_in_coordinates(blocks, center, transform, problem.fit_intercept),
+        share=share,
+        fit_intercept=problem.fit_intercept,
+        center=center,
+        transform=transform,
+        penalty=penalty,
+        ridge=ridge,
+        start=np.zeros((len(ridge), blocks.n_targets)),
+        rank=None,
+        condition_number=None,
+    )
+
+
+def center_and_spread(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of the features (0 without intercept), their root mean squares about them, and those of y."""
+    moments = problem.moments
+    raw = moments.raw.cpu().numpy()
+    shift, scale = moments.frame
+    offset = shift[1:].cpu().numpy()
+    factor = np.ones_like(offset) if scale is None else scale[1:].cpu().numpy()
+    square = raw.diagonal()[1:] / raw[0, 0]
+    mean = raw[0, 1:] / raw[0, 0] if problem.fit_intercept else np.zeros_like(offset)
+    variance = square - mean**2
+    spread = np.sqrt(np.where(variance > CONSTANT * square, variance, 0.0)) / factor
+    center = offset + mean / factor if problem.fit_intercept else np.zeros_like(offset)
+    n_features = problem.blocks.n_features
+    return center[:n_features], spread[:n_features], spread[n_features:]
+
+
+def _in_coordinates(
+    blocks: RowBlocks, center: np.ndarray, transform: np.ndarray, fit_intercept: bool
+) -> RowBlocks:
+    """The rows as ``[1, (x - center) @ transform]``: all at once if they are small, else block by block."""
+    shift = torch.from_numpy(center).to(blocks.device)
+    matrix = torch.from_numpy(transform).to(blocks.device)
+    n_columns = transform.shape[-1] + fit_intercept
+    first = int(fit_intercept)
+
+    def write(block: Block, out: torch.Tensor) -> torch.Tensor:
+        assert block.X is not None
+        out[:, :first] = 1
+        inside = out[:, first:]
+        if matrix.ndim == 1:
+            torch.sub(block.X, shift, out=inside)
+            inside *= matrix
+        else:
+            torch.matmul(block.X.to(torch.float64) - shift, matrix, out=inside)
+        return out
+
+    if 8 * blocks.n_samples * n_columns <= KEPT_BYTES:
+        rows = torch.empty((blocks.n_samples, n_columns), dtype=torch.float64, device=blocks.device)
+        start = 0
+        for block in blocks.dense():
+            write(block, rows[start : start + len(block.y)])
+            start += len(block.y)
+        source = Source(
+            len(rows),
+            n_columns,
+            blocks.dtype,
+            lambda start, stop: rows[start:stop],
+            lambda index: rows.index_select(0, index.to(rows.device)),
+            in_place=True,
+        )
+        return RowBlocks(source, blocks.y, blocks.weight, one_target=blocks.one_target)
+    buffer = torch.empty((0, n_columns), dtype=torch.float64, device=blocks.device)
+
+    def take(start: int, stop: int) -> torch.Tensor:
+        nonlocal buffer
+        if len(buffer) < stop - start:
+            # One buffer for all blocks: a fresh one for each costs more in page faults than the arithmetic.
+            buffer = torch.empty((stop - start, n_columns), dtype=torch.float64, device=blocks.device)
+        return write(blocks.dense_rows(start, stop), buffer[: stop - start])
+
+    def gather(index: torch.Tensor) -> torch.Tensor:
+        block = blocks.gather(index)
+        return write(block, torch.empty((len(index), n_columns), dtype=torch.float64, device=blocks.device))
+
+    source = Source(blocks.n_samples, n_columns, blocks.dtype, take, gather)
+    return RowBlocks(source, blocks.y, blocks.weight, one_target=blocks.one_target)

@@ -1,0 +1,99 @@
+"""Of several optima within bounds, the one of least norm, whatever the order or number of rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import nnls
+
+from torchlinreg._problem import Problem
+from torchlinreg._solution import Solution, Status
+from torchlinreg.solvers._design import center_and_spread
+from torchlinreg.solvers._normal import cholesky
+
+# Eigenvalues of the Gram matrix of unit columns below this are 0, and pivots above the other are not near it.
+NULL_EIGENVALUE, CLEAR_PIVOT = 1e-13, 1e-5
+# An eigendecomposition of more features takes longer than the rest of the fit.
+MAX_FEATURES = 1000
+# The mean square of what the prediction changes by, relative to that of the change, which rounding explains.
+ROUNDING = 1e-12
+
+
+def with_least_norm(problem: Problem, solution: Solution) -> Solution:
+    """The solution, or where bounds leave several of equal predictions and penalty, that of least norm."""
+    penalty = problem.penalty
+    if not penalty.has_bounds or penalty.l1.any() or problem.blocks.n_features > MAX_FEATURES:
+        return solution
+    center, spread, _ = center_and_spread(problem)
+    unit = np.where(spread > 0, spread, 1.0)
+    gram = _unit_gram(problem, unit)
+    free = _null_space(gram)
+    if free.shape[1] == 0:
+        return solution
+    directions = np.linalg.qr(free / unit[:, None])[0]
+    coef, intercept = solution.coef.copy(), solution.intercept.copy()
+    for target, old in enumerate(solution.coef.T):
+        new = _nearest_to_zero(old, directions, penalty.lower, penalty.upper)
+        change = (new - old) * unit
+        if not float(change @ gram @ change) <= ROUNDING * float(change @ change):
+            continue
+        coef[:, target] = new
+        intercept[target] += center @ (old - new)
+    status = Status.MINIMUM_NORM if solution.status is Status.OPTIMAL else solution.status
+    return replace(solution, coef=coef, intercept=intercept, status=status)
+
+
+def _unit_gram(problem: Problem, unit: np.ndarray) -> np.ndarray:
+    """Second moments of the centred features over `unit`, ridge penalty included."""
+    moments = problem.moments
+    raw = moments.raw.cpu().numpy()
+    n_features = len(unit)
+    scatter = np.triu(raw) + np.triu(raw, 1).T
+    scatter = scatter[1 : 1 + n_features, 1 : 1 + n_features] / raw[0, 0]
+    if problem.fit_intercept:
+        mean = raw[0, 1 : 1 + n_features] / raw[0, 0]
+        scatter = scatter - np.outer(mean, mean)
+    if moments.frame.scale is not None:
+        scale = moments.frame.scale[1 : 1 + n_features].cpu().numpy()
+        unit = unit * scale
+    return scatter / unit[:, None] / unit + np.diag(problem.penalty.l2 / unit**2)
+
+
+def _null_space(gram: np.ndarray) -> np.ndarray:
+    """Orthonormal directions in which nothing changes, shape (n_features, n_directions)."""
+    diagonal = gram.diagonal()
+    if (diagonal > 0).all():
+        upper = cholesky(gram)
+        if upper is not None and (upper.diagonal() > CLEAR_PIVOT * np.sqrt(diagonal)).all():
+            return np.zeros((len(gram), 0))
+    values, vectors = np.linalg.eigh(gram)
+    return vectors[:, values <= NULL_EIGENVALUE * len(gram)]
+
+
+def _nearest_to_zero(
+    coef: np.ndarray, directions: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> np.ndarray:
+    """The shortest vector within the bounds that differs from `coef` by orthonormal directions only.
+
+    Lawson, Hanson (1974), Solving Least Squares Problems, chapter 23, section 4: least distance programming.
+    """
+    shortest = coef - directions @ (directions.T @ coef)
+    sides = np.concatenate([np.isfinite(lower), np.isfinite(upper)])
+    walls = np.concatenate([directions, -directions])[sides]
+    needed = np.concatenate([lower - shortest, shortest - upper])[sides]
+    size = np.abs(needed).max(initial=0.0)
+    if size == 0 or (needed <= 0).all():
+        return np.clip(shortest, lower, upper)
+    system = np.vstack([walls.T, needed / size])
+    goal = np.zeros(len(system))
+    goal[-1] = 1.0
+    forces, _ = nnls(system, goal)
+    rest = system @ forces - goal
+    if rest[-1] == 0:
+        return coef
+    nearest = np.clip(shortest - directions @ rest[:-1] / rest[-1] * size, lower, upper)
+    full = np.zeros(len(sides))
+    full[sides] = forces
+    at_lower, at_upper = full[: len(coef)] > 0, full[len(coef) :] > 0
+    return np.where(at_lower, lower, np.where(at_upper, upper, nearest))

@@ -1,0 +1,461 @@
+"""Smooth losses: Newton steps with a quadratic model of the loss and the penalty as it is.
+
+A step reads the rows once: predictions, derivatives and the Gram matrix weighted by the curvature, at the
+point that the step before has led to. Steps are damped as by Levenberg and Marquardt where the model promised
+more than the loss kept (More 1978), which makes convergence global for convex losses; near the optimum they
+are plain Newton steps. Where a scale of the residuals is estimated, it is one more variable of the same
+jointly convex objective (Huber, Ronchetti 2009, section 7.7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from torchlinreg._blocks import Block
+from torchlinreg._moments import symmetric, upper_gram
+from torchlinreg._penalty import Penalty
+from torchlinreg._problem import Problem
+from torchlinreg._solution import Solution, Status
+from torchlinreg.losses import AbsoluteError, CallableLoss, Loss
+from torchlinreg.solvers._design import Design, design_of
+from torchlinreg.solvers._interior_point import solve_interior_point
+from torchlinreg.solvers._normal import cholesky, solve_upper
+from torchlinreg.solvers._quadratic import minimise_quadratic
+
+DEFAULT_MAX_ITER = 200
+# Of the largest curvature: keeps a singular matrix solvable, and is too small to slow a step down.
+LEAST_DAMPING = 1e-13
+# A step is taken if the objective falls by this share of what the model promised, and the next one is damped
+# less if it falls by the other.
+ACCEPTED, GOOD_FALL = 1e-4, 0.25
+# Where a first step fails, damping begins at this share of the largest curvature at least, then changes by
+# this factor; below `NO_DAMPING` of the curvature it ends, and above `LARGEST_DAMPING` times its beginning
+# the solver does.
+FIRST_DAMPING, DAMPING_FACTOR, NO_DAMPING, LARGEST_DAMPING = 1e-4, 8.0, 1e-6, 1e20
+# Objectives closer to each other than this, relatively, cannot be told apart; then the model decides.
+ROUNDING = 1e-13
+# Near the optimum each step must gain this many times less than the one before, or rounding has taken over.
+LEAST_GAIN = 4.0
+# A scale below this share of the size of y is that of a perfect fit of many rows.
+NO_SCALE = 1e-13
+# In a step, the scale does not fall below this share of itself.
+LEAST_SHRINK = 0.1
+# Curvatures below this share of the largest, negatively, are more than rounding; differences of a derivative
+# are taken so far apart, relative to the residual.
+NEGATIVE = 1e-8
+DIFFERENCE = 1e-4
+# A Hessian is singular where its smallest eigenvalue is below this share of its largest; a ridge of the other
+# share of the objective, in coordinates of unit columns, then decides among several optima. It raises the
+# objective by the square of it.
+FLAT, PULL = 1e-12, 1e-6
+# Mean curvatures below this share of that at a residual of 0 are those of rows that are mostly far off; the
+# least absolute error, to this tolerance, is then the better start.
+THIN, ROBUST_TOL = 0.05, 1e-6
+# Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
+GOOD_ENOUGH = 1e-9
+
+
+class Expansion(NamedTuple):
+    """The mean loss at a point, with its gradient and Hessian by the variables."""
+
+    value: float
+    gradient: np.ndarray  # shape: (n_variables,)
+    hessian: np.ndarray  # shape: (n_variables, n_variables)
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """The objective of one target: variables are the coordinates and, if it is estimated, the scale."""
+
+    design: Design
+    loss: Loss
+    target: int
+
+    def expand(self, variables: np.ndarray) -> Expansion:
+        """Value, gradient and Hessian of the mean loss; one pass over the rows."""
+        scale = float(variables[-1]) if self.loss.estimates_scale else 1.0
+        n_columns = self.design.n_columns
+        theta = torch.from_numpy(variables[:n_columns].copy()).to(self.design.blocks.device)
+        n_variables = len(variables)
+        buffer = torch.empty((0, n_variables), dtype=torch.float64, device=theta.device)
+
+        def of(block: Block) -> torch.Tensor:
+            nonlocal buffer
+            rows = block.X
+            assert rows is not None
+            if len(buffer) < len(rows):
+                buffer = torch.empty((len(rows), n_variables), dtype=torch.float64, device=theta.device)
+            prediction = (rows @ theta) / scale
+            target = block.y[:, self.target] / scale
+            value, first, second = self._derivatives(prediction, target)
+            if block.weight is not None:
+                value, first, second = value * block.weight, first * block.weight, second * block.weight
+            weighted = buffer[: len(rows)]
+            root = (second / scale).sqrt()
+            torch.mul(rows, root[:, None], out=weighted[:, :n_columns])
+            result = torch.empty((n_variables + 1, n_variables + 1), dtype=torch.float64, device=theta.device)
+            result[0, 1 : 1 + n_columns] = first @ rows
+            result[0, 0] = value.sum() * scale
+            if self.loss.estimates_scale:
+                residual = prediction - target
+                torch.mul(residual, root, out=weighted[:, n_columns]).neg_()
+                result[0, -1] = value.sum() - first @ residual
+            result[1:, 1:] = upper_gram(weighted)
+            return result
+
+        blocks = self.design.blocks
+        total = blocks.map_reduce(of, torch.add, dense=True).cpu()
+        total /= blocks.n_samples if blocks.weight is None else float(blocks.weight.sum())
+        gradient = total[0, 1:].numpy().copy()
+        value = float(total[0, 0])
+        if self.loss.estimates_scale:
+            gradient[-1] += 0.5
+            value += scale / 2
+        return Expansion(value, gradient, symmetric(total[1:, 1:]).numpy())
+
+    def _derivatives(
+        self, prediction: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        loss = self.loss
+        value = loss.value(prediction, target)
+        first, second = loss.derivative(prediction, target), loss.curvature(prediction, target)
+        if isinstance(loss, CallableLoss):
+            second = _convex_curvature(loss, prediction, target, second)
+        return value, first, second
+
+
+def _convex_curvature(
+    loss: CallableLoss, prediction: torch.Tensor, target: torch.Tensor, curvature: torch.Tensor
+) -> torch.Tensor:
+    """A curvature without negative numbers, if differences of the derivative show that they are rounding.
+
+    ``log(cosh(r))`` is convex, but at r = 370 its second derivative by autograd is -0.01.
+    """
+    doubtful = ~(curvature >= 0)
+    if not doubtful.any():
+        return curvature
+    at, of = prediction[doubtful], target[doubtful]
+    step = DIFFERENCE * (1 + (at - of).abs())
+    slope = (loss.derivative(at + step, of) - loss.derivative(at - step, of)) / (2 * step)
+    lowest, where = slope.min(0)
+    if lowest < -NEGATIVE * curvature.nan_to_num().abs().max():
+        raise ValueError(
+            f"loss={loss.function!r} is not convex: its second derivative is {float(lowest):.3g} at "
+            f"prediction {float(at[where]):.6g} and target {float(of[where]):.6g}. Only convex losses have "
+            "one optimum; use one of torchlinreg.losses, such as Huber() for data with outliers."
+        )
+    return curvature.masked_scatter(doubtful, slope.clamp(min=0.0))
+
+
+def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """The optimum of a smooth loss with any penalty.
+
+    Raises
+    ------
+    ValueError
+        A user's loss is not finite, not convex, not elementwise, or has no curvature.
+    """
+    design = design_of(problem)
+    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
+    robust_start = cache(lambda: _absolute_error_fit(problem, design))
+    ends = [
+        _solve_target(problem, design, target, tol, limit, robust_start)
+        for target in range(design.blocks.n_targets)
+    ]
+    theta = np.stack([end.variables[: design.n_columns] for end in ends], axis=1)
+    coef, intercept = design.in_users_units(theta)
+    coef = _at_bounds_exactly(coef, theta[design.features], design, problem.penalty)
+    scale = np.array([end.variables[-1] for end in ends]) if problem.loss.estimates_scale else None
+    flat = [target for target, end in enumerate(ends) if end.is_flat]
+    if flat:
+        absolute = _without_scale(problem, tol, max_iter)
+        assert scale is not None
+        coef[:, flat], intercept[flat], scale[flat] = absolute.coef[:, flat], absolute.intercept[flat], 0.0
+    worst = max((end for end in ends), key=lambda end: end.optimality)
+    return Solution(
+        coef=coef,
+        intercept=intercept,
+        rank=design.rank,
+        condition_number=design.condition_number,
+        solver="newton",
+        status=worst.status,
+        n_iter=max(end.n_iter for end in ends),
+        error=0.0,
+        optimality=worst.optimality,
+        scale=scale,
+    )
+
+
+def _without_scale(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """The limit of an estimated scale of 0, where so many rows are fitted exactly: the absolute error."""
+    epsilon = problem.loss.derivative(torch.tensor([np.inf]), torch.zeros(1))
+    weight = float(epsilon)
+    penalty = problem.penalty
+    lighter = replace(penalty, l1=penalty.l1 / weight, l2=penalty.l2 / weight)
+    return solve_interior_point(replace(problem, loss=AbsoluteError(), penalty=lighter), tol, max_iter)
+
+
+class _End(NamedTuple):
+    variables: np.ndarray
+    optimality: float
+    status: Status
+    n_iter: int
+    hessian: np.ndarray  # of the loss
+    is_flat: bool = False  # the scale is 0
+
+
+def _absolute_error_fit(problem: Problem, design: Design) -> np.ndarray:
+    """The coordinates of the least absolute error, shape (n_columns, n_targets)."""
+    fit = solve_interior_point(replace(problem, loss=AbsoluteError()), ROBUST_TOL, None)
+    return design.coordinates_of(fit.coef, fit.intercept)
+
+
+def _solve_target(
+    problem: Problem,
+    design: Design,
+    target: int,
+    tol: float,
+    limit: int,
+    robust_start: Callable[[], np.ndarray],
+) -> _End:
+    objective = _Objective(design, problem.loss, target)
+    model = _Model.of(design, problem.loss.estimates_scale)
+    variables, here, unit = _first(objective, model, robust_start)
+    end = _descend(objective, model, variables, here, unit, tol, limit)
+    if end.status is not Status.OPTIMAL or end.is_flat or not model.is_flat_at(end.hessian):
+        return end
+    # Several optima: the one that a vanishing ridge leads to does not depend on the start.
+    pulled = replace(model, pull=PULL * unit, toward=_constant_prediction(design, target))
+    here = objective.expand(end.variables)
+    again = _descend(objective, pulled, end.variables, here, unit, tol, limit)
+    return again._replace(n_iter=end.n_iter + again.n_iter)
+
+
+def _descend(
+    objective: _Objective,
+    model: _Model,
+    variables: np.ndarray,
+    here: Expansion,
+    unit: float,
+    tol: float,
+    limit: int,
+) -> _End:
+    """Newton steps from `variables`, where the expansion is `here`, to the optimum."""
+    has_scale = objective.loss.estimates_scale
+    y = objective.design.blocks.y[:, objective.target]
+    smallest_scale = NO_SCALE * float(y.square().mean().sqrt())
+    damping, first_damping, last_gain = 0.0, np.inf, np.inf
+    for n_iter in range(1, limit + 1):
+        if has_scale and variables[-1] <= smallest_scale:
+            return _End(variables, 0.0, Status.OPTIMAL, n_iter, here.hessian, is_flat=True)
+        goal, gain = model.minimum(here, variables, damping)
+        before = here.value + model.penalty_of(variables)
+        close = damping == 0 and gain <= ROUNDING * abs(before)
+        if gain <= tol**2 * unit * (damping == 0) or (close and gain * LEAST_GAIN > last_gain):
+            return _End(variables, gain / unit, Status.OPTIMAL, n_iter, here.hessian)
+        trial = goal if not has_scale else _with_positive_scale(variables, goal)
+        there = objective.expand(trial)
+        fall = before - there.value - model.penalty_of(trial)
+        if close or fall >= ACCEPTED * gain:
+            variables, here = trial, there
+            last_gain = gain if close else np.inf
+            if fall >= GOOD_FALL * gain:
+                damping /= DAMPING_FACTOR
+            if damping <= NO_DAMPING * float(here.hessian.diagonal().max()):
+                damping = 0.0
+        elif damping == 0:
+            # A model that promises more than the whole objective has too little curvature.
+            steepness = float(model.gradient(here, variables) @ model.gradient(here, variables))
+            damping = max(FIRST_DAMPING * float(here.hessian.diagonal().max()), steepness / (2 * unit))
+            first_damping = damping
+        else:
+            damping *= DAMPING_FACTOR
+            if damping > LARGEST_DAMPING * first_damping:
+                break
+    optimality = model.minimum(here, variables, 0.0)[1] / unit
+    if optimality <= GOOD_ENOUGH:
+        return _End(variables, optimality, Status.OPTIMAL, n_iter, here.hessian)
+    status = Status.STUCK if damping > LARGEST_DAMPING * first_damping else Status.ITERATIONS_USED
+    return _End(variables, optimality, status, n_iter, here.hessian)
+
+
+def _with_positive_scale(variables: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """As much of the way to the goal as leaves the scale positive."""
+    least = LEAST_SHRINK * variables[-1]
+    if goal[-1] >= least:
+        return goal
+    share = (variables[-1] - least) / (variables[-1] - goal[-1])
+    return variables + share * (goal - variables)
+
+
+def _first(
+    objective: _Objective, model: _Model, robust_start: Callable[[], np.ndarray]
+) -> tuple[np.ndarray, Expansion, float]:
+    """Where to start, of a constant prediction and the least squares fit, and the objective of the former.
+
+    Where a robust loss has next to no curvature there, with most rows far off, the least absolute error is a
+    better start.
+    """
+    design, loss = objective.design, objective.loss
+    y = design.blocks.y[:, objective.target]
+    theta = _constant_prediction(design, objective.target)
+    starts = [model.feasible(each) for each in (theta, design.start[:, objective.target])]
+    if loss.estimates_scale:
+        starts = [np.append(each, _root_mean_square_error(design, each, y)) for each in starts]
+    if isinstance(loss, CallableLoss):
+        constant = torch.full_like(y, theta[0] if design.fit_intercept else 0.0)
+        loss.check(constant, y)
+    if loss.estimates_scale and min(each[-1] for each in starts) == 0:  # all residuals are 0
+        exact = min(starts, key=lambda each: float(each[-1]))
+        return exact, Expansion(0.0, np.zeros(len(exact)), np.eye(len(exact))), 1.0
+    with np.errstate(all="ignore"):
+        expansions = [objective.expand(each) for each in starts]
+    values = [each.value + model.penalty_of(at) for at, each in zip(starts, expansions, strict=True)]
+    sound = [k for k in range(2) if np.isfinite(values[k]) and np.isfinite(expansions[k].hessian).all()]
+    if not sound:
+        raise ValueError(
+            f"loss={loss!r} is not finite: its mean is {expansions[0].value} where all predictions are "
+            f"{theta[0]:.6g}, and {expansions[1].value} at the least squares fit. It must give finite "
+            "numbers, with finite derivatives, for every prediction."
+        )
+    best = min(sound, key=lambda k: values[k])
+    unit = abs(values[sound[0]]) or 1.0
+    thin = np.trace(expansions[best].hessian) < THIN * len(theta) * _curvature_at_zero(loss)
+    if thin and not loss.estimates_scale:
+        robust = model.feasible(robust_start()[:, objective.target])
+        return robust, objective.expand(robust), unit
+    if isinstance(loss, CallableLoss) and not expansions[best].hessian.any():
+        raise ValueError(
+            f"loss={loss!r} has no curvature: its second derivative is 0 for all rows. Use AbsoluteError, "
+            "Quantile or EpsilonInsensitive of torchlinreg.losses for piecewise linear losses, which are "
+            "solved exactly."
+        )
+    return starts[best], expansions[best], unit
+
+
+def _constant_prediction(design: Design, target: int) -> np.ndarray:
+    """Coordinates of the mean of y as the prediction; of 0 without intercept."""
+    theta = np.zeros(design.n_columns)
+    if design.fit_intercept:
+        theta[0] = float(design.share @ design.blocks.y[:, target])
+    return theta
+
+
+def _curvature_at_zero(loss: Loss) -> float:
+    """Where the residual is 0; 0 for users' functions, which may not be of the residual."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    return 0.0 if isinstance(loss, CallableLoss) else float(loss.curvature(zero, zero))
+
+
+def _root_mean_square_error(design: Design, theta: np.ndarray, y: torch.Tensor) -> float:
+    at = torch.from_numpy(theta).to(y.device)
+    parts = [block.X @ at for block in design.blocks.dense() if block.X is not None]
+    return float((design.share @ (torch.cat(parts) - y).square()).sqrt())
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The penalty of the variables, and the minimum of a quadratic model of the loss plus that penalty."""
+
+    ridge: np.ndarray  # shape: (n_variables,) * 2
+    penalty: Penalty | None  # None where there is a ridge only
+    pull: float = 0.0  # ridge towards the coordinates `toward`
+    toward: np.ndarray | float = 0.0
+
+    @staticmethod
+    def of(design: Design, has_scale: bool) -> _Model:
+        """With no penalty on the intercept and the scale."""
+        n_variables = design.n_columns + has_scale
+        ridge = np.zeros((n_variables, n_variables))
+        inside = slice(0, design.n_columns)
+        ridge[inside, inside] = np.diag(design.ridge) if design.ridge.ndim == 1 else design.ridge
+        if design.penalty is None or design.penalty.is_ridge:
+            return _Model(ridge, None)
+        before, after = int(design.fit_intercept), int(has_scale)
+
+        def padded(values: np.ndarray, free: float) -> np.ndarray:
+            return np.pad(values, (before, after), constant_values=free)
+
+        rest = design.penalty
+        return _Model(
+            np.zeros_like(ridge),
+            Penalty(
+                padded(rest.l1, 0.0),
+                padded(rest.l2, 0.0),
+                padded(rest.lower, -np.inf),
+                padded(rest.upper, np.inf),
+            ),
+        )
+
+    def feasible(self, theta: np.ndarray) -> np.ndarray:
+        """The nearest coordinates within the bounds."""
+        if self.penalty is None:
+            return theta
+        bounds = self.penalty.lower[: len(theta)], self.penalty.upper[: len(theta)]
+        return np.clip(theta, *bounds)
+
+    def penalty_of(self, variables: np.ndarray) -> float:
+        """The penalty at a point."""
+        away = self._away(variables)
+        pulled = self.pull / 2 * float(away @ away)
+        if self.penalty is not None:
+            return float(self.penalty.value(variables)) + pulled
+        return float(variables @ self.ridge @ variables) / 2 + pulled
+
+    def is_flat_at(self, hessian: np.ndarray) -> bool:
+        """Whether the objective does not change in some direction, so that there may be several optima."""
+        ridge = self.ridge if self.penalty is None else np.diag(self.penalty.l2)
+        values = np.linalg.eigvalsh(hessian + ridge)
+        return bool(values[0] <= FLAT * values[-1])
+
+    def _away(self, variables: np.ndarray) -> np.ndarray:
+        away = np.zeros_like(variables)
+        if self.pull:
+            inside = slice(0, np.size(self.toward))
+            away[inside] = variables[inside] - self.toward
+        return away
+
+    def gradient(self, here: Expansion, variables: np.ndarray) -> np.ndarray:
+        """Of the loss and the ridge; the other penalties have none."""
+        return here.gradient + self.ridge @ variables + self.pull * self._away(variables)
+
+    def minimum(self, here: Expansion, variables: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
+        """Where the model about `variables` is least, and by how much it falls until there."""
+        hessian = here.hessian + self.ridge
+        if self.pull:
+            hessian = hessian + np.diag(np.full(len(hessian), self.pull))
+        largest = float(hessian.diagonal().max()) or 1.0
+        damped = hessian + np.diag(np.full(len(hessian), damping + LEAST_DAMPING * largest))
+        gradient = self.gradient(here, variables)
+        if self.penalty is None:
+            goal = variables - _solve(damped, gradient)
+            change = 0.0
+        else:
+            goal = minimise_quadratic(damped, damped @ variables - gradient, self.penalty, variables).coef
+            change = float(self.penalty.value(goal) - self.penalty.value(variables))
+        step = goal - variables
+        fall = -float(gradient @ step + step @ hessian @ step / 2) - change
+        return goal, max(fall, 0.0)
+
+
+def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    unit = np.sqrt(matrix.diagonal())
+    upper = cholesky(matrix / unit[:, None] / unit)
+    if upper is None:  # rounding of a singular matrix
+        return np.linalg.lstsq(matrix, right, rcond=LEAST_DAMPING)[0]
+    return solve_upper(upper, (right / unit)[:, None])[:, 0] / unit
+
+
+def _at_bounds_exactly(coef: np.ndarray, inside: np.ndarray, design: Design, penalty: Penalty) -> np.ndarray:
+    """Coefficients that reached a bound, in coordinates, take the user's number."""
+    if design.penalty is None or not penalty.has_bounds:
+        return coef
+    for scaled, bound in ((design.penalty.lower, penalty.lower), (design.penalty.upper, penalty.upper)):
+        coef = np.where(inside == scaled[:, None], bound[:, None], coef)
+    return coef

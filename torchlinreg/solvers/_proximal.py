@@ -1,0 +1,575 @@
+"""Squared error with l1 penalties and bounds: the optimal set of free coefficients, and Newton on it.
+
+With at least as many rows as features one pass gives the moments, and the rest is `minimise_quadratic`. With
+fewer rows, the p x p Gram matrix is never formed: working sets of columns are gathered and solved, and a pass
+over the rows finds the columns that do not satisfy the optimality conditions, until there are none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from torchlinreg._blocks import RowBlocks, tensor_blocks
+from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, symmetric
+from torchlinreg._penalty import Penalty
+from torchlinreg._problem import GRAM_BLOCK_BYTES, Problem
+from torchlinreg._residuals import DEPTHS, product
+from torchlinreg._solution import Solution, Status
+from torchlinreg.solvers._design import CONSTANT, center_and_spread
+from torchlinreg.solvers._exact import GRAM_ROUNDOFF, shift_and_scale
+from torchlinreg.solvers._normal import cholesky, extreme_singular_values
+from torchlinreg.solvers._quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
+
+# The first working set, and the least number of columns that are added to one.
+SMALLEST_SET = 150
+FIRST_ROWS = 32
+# Columns whose products with the residuals are this share of their l1 come along before they must: 2000 x
+# 5000 with 96 of the coefficients not zero takes 3 passes instead of 4.
+NEAR = 0.8
+MAX_REFINEMENTS = 3
+MAX_ROUNDS = 100
+# Penalties and bounds in units so extreme that they overflow.
+HUGE = 1e300
+# Products of a column with the residuals, per spread of both, that may come from rounding.
+UNSEEN = 1e-14
+
+
+def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """Minimise the squared error with an elastic net penalty and bounds; `n_iter` counts passes over rows."""
+    blocks, penalty = problem.blocks, problem.penalty
+    n_unrested = np.count_nonzero(~_rests_at_zero(penalty))
+    if blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples:
+        return _solve_by_working_sets(problem, tol, max_iter)
+    return _solve_by_moments(problem, tol, max_iter)
+
+
+def _rests_at_zero(penalty: Penalty) -> np.ndarray:
+    """Whether zero is a kink or bound of a coefficient, where it may stay whatever its gradient."""
+    inside = (penalty.lower < 0) & (penalty.upper > 0)
+    return np.where(inside, penalty.l1 > 0, (penalty.lower == 0) | (penalty.upper == 0))
+
+
+def _in_units(penalty: Penalty, unit: np.ndarray, target: float) -> Penalty:
+    """The penalty, over ``target**2``, of ``coef * unit / target``."""
+    with np.errstate(over="ignore", under="ignore"):
+        ratio = np.clip(unit / target, 1 / HUGE, HUGE)
+        scaled = penalty.scaled(ratio)
+        l1 = np.minimum(penalty.l1 / unit / target, HUGE)
+        l2 = np.minimum(penalty.l2 / unit / unit, HUGE)
+    return Penalty(l1, l2, scaled.lower, scaled.upper)
+
+
+def _in_users_units(
+    coef: np.ndarray, inside: Penalty, penalty: Penalty, unit: np.ndarray, target: float
+) -> np.ndarray:
+    """Back from `_in_units`; what is at a bound there is exactly at the user's."""
+    users = np.clip(coef / unit * target, penalty.lower, penalty.upper)
+    users = np.where(coef == inside.upper, penalty.upper, users)
+    return np.where(coef == inside.lower, penalty.lower, users) + 0.0
+
+
+def _part(penalty: Penalty, index: np.ndarray) -> Penalty:
+    return Penalty(penalty.l1[index], penalty.l2[index], penalty.lower[index], penalty.upper[index])
+
+
+def _relative(gaps: np.ndarray, values: np.ndarray, spread: np.ndarray, target: np.ndarray) -> float:
+    """Gaps of the targets, each in its own unit, over the objective of the best constants.
+
+    That of the solution takes its place where bounds make it the larger one.
+    """
+    size = (target / target.max()) ** 2
+    constant = 0.5 * (spread > 0)
+    scale = float(size @ np.maximum(constant, values))
+    gap = float(size @ gaps)
+    return gap / scale if scale > 0 else gap
+
+
+# Moments
+
+
+@dataclass(frozen=True)
+class _Centred:
+    """Mean products of centred columns in units of their spreads; constant columns are left out."""
+
+    kept: np.ndarray  # features that are not constant
+    gram: np.ndarray  # shape: (n_kept, n_kept)
+    cross: np.ndarray  # shape: (n_kept, n_targets)
+    spread: np.ndarray  # of the kept features, in the user's units
+    target_spread: np.ndarray  # shape: (n_targets,)
+    target: np.ndarray  # the same, 1 where it is 0
+    center: np.ndarray  # shape: (n_features,)
+    target_center: np.ndarray
+    cancellation: float  # of squares about the shift to squares about the mean
+
+
+def _centred(problem: Problem) -> _Centred:
+    moments = problem.moments
+    n_features = problem.blocks.n_features
+    raw = symmetric(moments.raw).cpu().numpy()
+    _, scale = (values[1:] for values in shift_and_scale(moments.frame))
+    center, spread, target_spread = center_and_spread(problem)
+    raw /= raw[0, 0]
+    mean = raw[0, 1:] if problem.fit_intercept else np.zeros_like(scale)
+    square = raw.diagonal()[1:]
+    target = np.where(target_spread > 0, target_spread, 1.0)
+    unit = np.concatenate([spread, target]) * scale
+    kept = (spread > 0).nonzero()[0]
+    left, right = kept[:, None], n_features + np.arange(len(target))
+    products = raw[1:, 1:]
+    gram = (products[left, kept] - np.outer(mean[kept], mean[kept])) / unit[left] / unit[kept]
+    np.fill_diagonal(gram, 1.0)
+    cross = (products[left, right] - np.outer(mean[kept], mean[right])) / unit[left] / unit[right]
+    cross[:, target_spread == 0] = 0.0
+    center_of_y = _target_center(problem)
+    cancellation = float((square[kept] / unit[kept] ** 2).max(initial=1.0))
+    return _Centred(kept, gram, cross, spread[kept], target_spread, target, center, center_of_y, cancellation)
+
+
+def _target_center(problem: Problem) -> np.ndarray:
+    if not problem.fit_intercept:
+        return np.zeros(problem.blocks.n_targets)
+    raw = problem.moments.raw.cpu().numpy()
+    shift, scale = shift_and_scale(problem.moments.frame)
+    targets = slice(1 + problem.blocks.n_features, None)
+    return shift[targets] + raw[0, targets] / raw[0, 0] / scale[targets]
+
+
+def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    centred = _centred(problem)
+    penalty = problem.penalty
+    inside = [_in_units(_part(penalty, centred.kept), centred.spread, unit) for unit in centred.target]
+    minima = [
+        minimise_quadratic(centred.gram, linear, part)
+        for linear, part in zip(centred.cross.T, inside, strict=True)
+    ]
+    n_passes = 1
+    cross = centred.cross
+    limit = MAX_REFINEMENTS if max_iter is None else min(MAX_REFINEMENTS, max_iter)
+    last = np.inf
+    while n_passes <= limit and _worth_refining(centred, minima, inside):
+        cross = _cross_from_rows(problem, centred, minima, inside)
+        refined = [
+            minimise_quadratic(centred.gram, linear, part, start=minimum.coef)
+            for linear, part, minimum in zip(cross.T, inside, minima, strict=True)
+        ]
+        n_passes += 1
+        change = np.stack([new.coef - old.coef for new, old in zip(refined, minima, strict=True)])
+        energy = float(((change @ centred.gram) * change).sum())
+        if energy >= last:
+            break
+        minima, last = refined, energy
+        if energy <= 1e-4 * tol:
+            break
+    coef = np.repeat(np.clip(0.0, penalty.lower, penalty.upper)[:, None], len(minima), axis=1)
+    for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
+        coef[centred.kept, k] = _in_users_units(
+            minimum.coef, part, _part(penalty, centred.kept), centred.spread, centred.target[k]
+        )
+    values = np.array(
+        [
+            _value(centred, k, minimum.coef, part)
+            for k, (minimum, part) in enumerate(zip(minima, inside, strict=True))
+        ]
+    )
+    gaps = np.array([minimum.optimality for minimum in minima])
+    optimality = _relative(gaps, values, centred.target_spread, centred.target)
+    settled = all(minimum.converged for minimum in minima) and optimality <= max(tol, 1e-14)
+    intercept = centred.target_center - centred.center @ coef
+    return _solution(coef, intercept, optimality, Status.OPTIMAL if settled else Status.STUCK, n_passes)
+
+
+def _solution(
+    coef: np.ndarray, intercept: np.ndarray, optimality: float, status: Status, n_passes: int
+) -> Solution:
+    return Solution(
+        coef=coef,
+        intercept=intercept,
+        rank=None,
+        condition_number=None,
+        solver="active_set",
+        status=status,
+        n_iter=n_passes,
+        error=0.0,
+        optimality=optimality,
+    )
+
+
+def _value(centred: _Centred, index: int, coef: np.ndarray, penalty: Penalty) -> float:
+    """The objective in the units of the target."""
+    square = float(centred.target_spread[index] > 0)
+    half = (square - 2 * centred.cross[:, index] @ coef + coef @ centred.gram @ coef) / 2
+    return max(half, 0.0) + float(penalty.value(coef))
+
+
+def _worth_refining(centred: _Centred, minima: list[QuadraticMinimum], inside: list[Penalty]) -> bool:
+    """Whether rounding of the Gram matrix may raise the objective by more than 1e-14 of it."""
+    for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
+        coef = minimum.coef
+        free = ((coef != 0) & (coef > part.lower) & (coef < part.upper)).nonzero()[0]
+        if len(free) == 0:
+            continue
+        upper = cholesky(centred.gram[free[:, None], free])
+        smallest = 1e-8 if upper is None else extreme_singular_values(upper)[1]
+        error = GRAM_ROUNDOFF * centred.cancellation * (1 + np.abs(coef).sum())
+        if (error / smallest) ** 2 > 1e-14 * max(_value(centred, k, coef, part), 1e-30):
+            return True
+    return False
+
+
+def _cross_from_rows(
+    problem: Problem, centred: _Centred, minima: list[QuadraticMinimum], inside: list[Penalty]
+) -> np.ndarray:
+    """Products with the targets of which the minimum has the gradient that the rows give."""
+    frame = problem.moments.frame
+    _, scale = shift_and_scale(frame)
+    first = int(problem.fit_intercept)
+    n_features = problem.blocks.n_features
+    raw = problem.moments.raw.cpu().numpy()
+    responses = np.arange(1 + n_features, len(raw))
+    columns = 1 + centred.kept
+    design = np.concatenate([np.zeros(first, dtype=np.intp), columns])
+    unit = centred.spread * scale[columns]
+    target = centred.target * scale[responses]
+    units_coef = np.stack([minimum.coef for minimum in minima], axis=1)
+    coef = units_coef / unit[:, None] * target
+    if first:
+        mean = raw[0] / raw[0, 0]
+        coef = np.concatenate([(mean[responses] - mean[columns] @ coef)[None], coef])
+    high, low = problem.exact_gradient(frame, design, responses, (coef, np.zeros_like(coef)), DEPTHS[0])
+    gradient = (high + low) / raw[0, 0]
+    if first:
+        gradient = gradient[1:] - np.outer(mean[columns], gradient[0])
+    return gradient / unit[:, None] / target + centred.gram @ units_coef
+
+
+# Working sets
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of X in a frame, and rows' weights over their sum."""
+
+    blocks: RowBlocks
+    frame: Frame
+    share: torch.Tensor  # shape: (n_samples,)
+    fit_intercept: bool
+
+    @property
+    def _shift(self) -> torch.Tensor | None:
+        shift = self.frame.shift[1 : 1 + self.blocks.n_features]
+        return shift if bool(shift.any()) else None
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Powers of two that the columns are multiplied by."""
+        return shift_and_scale(self.frame)[1][1 : 1 + self.blocks.n_features]
+
+    def correlate(self, residual: np.ndarray) -> np.ndarray:
+        """``columns.T @ (share * residual)``; a pass. Shape: (n_features, n_targets)."""
+        blocks = self.blocks
+        right = self.share[:, None] * torch.from_numpy(residual).to(blocks.device)
+        rows = max(1, GRAM_BLOCK_BYTES // (8 * blocks.n_features))
+        total = torch.zeros((blocks.n_features, right.shape[1]), dtype=torch.float64, device=blocks.device)
+        start = 0
+        shift = self._shift
+        for block in blocks.large(rows) if shift is None else blocks:
+            part = right[start : start + len(block.y)]
+            start += len(block.y)
+            if block.csr is not None:
+                products = torch.from_numpy(block.csr.T.astype(np.float64) @ part.numpy())
+                if shift is not None:
+                    products -= shift[:, None] * part.sum(0)
+                total += products
+                continue
+            assert block.X is not None
+            X = block.X.to(torch.float64)
+            total += product((X if shift is None else X - shift).mT, part)
+        return total.cpu().numpy() * self.scale[:, None]
+
+    def gather(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Columns as rows, centred, in units of their spread, times sqrt(share); their means and spreads."""
+        blocks = self.blocks
+        columns = np.empty((len(index), blocks.n_samples))
+        start = 0
+        there = torch.from_numpy(index).to(blocks.device)
+        for block in blocks.large(blocks.n_samples):
+            stop = start + len(block.y)
+            if block.csr is not None:
+                columns[:, start:stop] = block.csr[:, index].toarray().T
+            else:
+                assert block.X is not None
+                if block.X.is_cuda:
+                    columns[:, start:stop] = block.X.index_select(1, there).T.cpu().numpy()
+                else:
+                    columns[:, start:stop] = block.X.numpy().T[index]
+            start = stop
+        shift = self.frame.shift.cpu().numpy()[1 + index]
+        if shift.any():
+            columns -= shift[:, None]
+        scale = self.scale[index]
+        if (scale != 1).any():
+            columns *= scale[:, None]
+        share = self.share.cpu().numpy()
+        mean = columns @ share
+        square = mean**2
+        if self.fit_intercept:
+            columns -= mean[:, None]
+        else:
+            mean = np.zeros_like(mean)
+        columns *= np.sqrt(share)
+        variance = np.einsum("ij,ij->i", columns, columns)
+        spread = np.sqrt(np.where(variance > CONSTANT * square, variance, 0.0))
+        columns /= np.where(spread > 0, spread, 1.0)[:, None]
+        columns[spread == 0] = 0.0
+        return columns, mean, spread
+
+
+@dataclass(frozen=True)
+class _WorkingSet:
+    index: np.ndarray  # features
+    columns: np.ndarray  # shape: (n_working, n_samples); see _Columns.gather
+    mean: np.ndarray
+    spread: np.ndarray
+    gram: np.ndarray  # shape: (n_working, n_working)
+
+    @property
+    def unit(self) -> np.ndarray:
+        """The spreads, 1 for columns that are constant."""
+        return np.where(self.spread > 0, self.spread, 1.0)
+
+    def grown(self, source: _Columns, index: np.ndarray) -> _WorkingSet:
+        """The set with more features."""
+        columns, mean, spread = source.gather(index)
+        old = len(self.index)
+        gram = np.empty((old + len(index),) * 2)
+        gram[:old, :old] = self.gram
+        gram[old:, old:] = columns @ columns.T
+        if old:
+            gram[old:, :old] = columns @ self.columns.T
+            gram[:old, old:] = gram[old:, :old].T
+        return _WorkingSet(
+            np.concatenate([self.index, index]),
+            np.concatenate([self.columns, columns]) if old else columns,
+            np.concatenate([self.mean, mean]),
+            np.concatenate([self.spread, spread]),
+            gram,
+        )
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """Centred targets in units of their spread."""
+
+    values: np.ndarray  # shape: (n_samples, n_targets)
+    center: np.ndarray
+    spread: np.ndarray  # shape: (n_targets,)
+    unit: np.ndarray  # the same, 1 where it is 0
+
+
+def _targets(blocks: RowBlocks, share: torch.Tensor, fit_intercept: bool) -> _Targets:
+    y, weight = blocks.y.cpu().numpy(), share.cpu().numpy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        counted = y[weight > 0]
+        center = counted[0] + weight @ (y - counted[0]) if fit_intercept else np.zeros(y.shape[1])
+        values = y - center
+        size = np.abs(values[weight > 0]).max(0)
+        size = np.where(size > 0, size, 1.0)
+        spread = size * np.sqrt(weight @ (values / size) ** 2)
+        unit = np.where(spread > 0, spread, 1.0)
+        return _Targets(values / unit, center, spread, unit)
+
+
+def _open(problem: Problem) -> tuple[_Columns, _Targets, np.ndarray]:
+    """The columns, the targets, and their products; a pass, or more for extreme columns."""
+    blocks = problem.blocks
+    if blocks.weight is None:
+        share = torch.full(
+            (blocks.n_samples,), 1 / blocks.n_samples, dtype=torch.float64, device=blocks.device
+        )
+    else:
+        share = blocks.weight / blocks.weight.sum()
+    targets = _targets(blocks, share, problem.fit_intercept)
+    frame = choose_frame(_first_rows(blocks), fit_intercept=problem.fit_intercept)
+    source = _Columns(blocks, frame, share, problem.fit_intercept)
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = source.correlate(targets.values)
+    if not np.isfinite(products).all():
+        blocks.raise_if_not_finite(problem.name)
+        largest = largest_magnitudes(blocks, frame)
+        frame = choose_frame(_first_rows(blocks), fit_intercept=problem.fit_intercept, largest=largest)
+        source = replace(source, frame=frame)
+        products = source.correlate(targets.values)
+    return source, targets, products
+
+
+def _first_rows(blocks: RowBlocks) -> RowBlocks:
+    """A few rows that choose a frame; of wide rows `choose_frame` would take more, for 10 ms at p = 5000."""
+    head = blocks.head(FIRST_ROWS)
+    assert head.X is not None
+    return tensor_blocks(head.X, head.y, head.weight)
+
+
+def _rough_spreads(source: _Columns, products: np.ndarray) -> np.ndarray:
+    """Spreads of all columns, about: those of the first rows, and what products with targets imply."""
+    rows = _first_rows(source.blocks).rows(0, FIRST_ROWS).X
+    assert rows is not None
+    shifted = (rows.cpu().numpy() - source.frame.shift.cpu().numpy()[1 : 1 + rows.shape[1]]) * source.scale
+    square = np.einsum("ij,ij->j", shifted, shifted) / len(shifted)
+    mean = shifted.mean(0) if source.fit_intercept else 0.0
+    return np.maximum(np.sqrt(np.maximum(square - mean**2, 0.0)), np.abs(products).max(1))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Minima over a working set, one for each target, and what is left of the targets."""
+
+    minima: list[QuadraticMinimum]
+    inside: list[Penalty]
+    residual: np.ndarray  # shape: (n_samples, n_targets)
+    values: np.ndarray  # the objectives
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """How far they are above the minima over the working set."""
+        return np.array([minimum.optimality for minimum in self.minima])
+
+
+def _minimise_over(
+    working: _WorkingSet,
+    source: _Columns,
+    targets: _Targets,
+    penalty: Penalty,
+    last: _Candidate | None,
+    correct: bool = False,
+) -> _Candidate:
+    """From the last minima on; with `correct`, those are of the same set, and the rows give the gradient."""
+    root = np.sqrt(source.share.cpu().numpy())[:, None]
+    weighted = root * targets.values
+    part = _part(penalty, working.index)
+    unit = working.unit / source.scale[working.index]
+    inside = [_in_units(part, unit, target) for target in targets.unit]
+    cross = working.columns @ weighted
+    starts: list[np.ndarray | None] = [None] * len(inside)
+    if last is not None:
+        old = len(last.minima[0].coef)
+        starts = [np.clip(np.zeros_like(unit), each.lower, each.upper) for each in inside]
+        for start, minimum in zip(starts, last.minima, strict=True):
+            assert start is not None
+            start[:old] = minimum.coef
+    if correct and last is not None:
+        before = np.stack([minimum.coef for minimum in last.minima], axis=1)
+        cross = working.columns @ (root * last.residual) + working.gram @ before
+    minima = [
+        minimise_quadratic(working.gram, linear, each, start)
+        for linear, each, start in zip(cross.T, inside, starts, strict=True)
+    ]
+    coef = np.stack([minimum.coef for minimum in minima], axis=1)
+    left = weighted - working.columns.T @ coef
+    penalties = np.array([each.value(one) for each, one in zip(inside, coef.T, strict=True)])
+    residual = np.divide(left, root, out=np.zeros_like(left), where=root > 0)
+    return _Candidate(minima, inside, residual, (left**2).sum(0) / 2 + penalties)
+
+
+def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    source, targets, products = _open(problem)
+    penalty = problem.penalty
+    outside = [_in_units(penalty, 1 / source.scale, target) for target in targets.unit]
+    spread = _rough_spreads(source, products)
+    working = _empty_set(problem.blocks.n_samples)
+    candidate = _minimise_over(working, source, targets, penalty, None)
+    is_outside = np.ones(len(spread), dtype=bool)
+    score, near = _scores(products, outside, spread)
+    unrested = ~_rests_at_zero(penalty)
+    score[unrested] = np.inf
+    n_passes = 1
+    limit = MAX_ROUNDS if max_iter is None else max(2, max_iter)
+    while True:
+        gaps = candidate.gaps + _gaps_outside(products, outside, spread, is_outside, candidate.values)
+        optimality = _relative(gaps, candidate.values, targets.spread, targets.unit)
+        misplaced = is_outside & (score > UNSEEN)
+        n_unrested = np.count_nonzero(misplaced & unrested)
+        done = not misplaced.any() or (optimality <= tol and n_unrested == 0)
+        if done or n_passes >= limit:
+            break
+        n_more = n_unrested + max(SMALLEST_SET, len(working.index))
+        found = (misplaced | (is_outside & near)).nonzero()[0]
+        found = found[np.argsort(-score[found], kind="stable")[:n_more]]
+        working = working.grown(source, found)
+        is_outside[found] = False
+        candidate = _minimise_over(working, source, targets, penalty, candidate)
+        products = source.correlate(candidate.residual)
+        n_passes += 1
+        score, near = _scores(products, outside, spread)
+    if len(working.index):
+        corrected = _minimise_over(working, source, targets, penalty, candidate, correct=True)
+        if corrected.values.sum() <= candidate.values.sum():
+            candidate = corrected
+    coef = np.zeros((len(spread), len(targets.unit)))
+    unit = working.unit / source.scale[working.index]
+    part = _part(penalty, working.index)
+    for k, (minimum, inside) in enumerate(zip(candidate.minima, candidate.inside, strict=True)):
+        coef[working.index, k] = _in_users_units(minimum.coef, inside, part, unit, targets.unit[k])
+    center = source.frame.shift.cpu().numpy()[1 + working.index] + working.mean / source.scale[working.index]
+    intercept = targets.center - center @ coef[working.index]
+    if not problem.fit_intercept:
+        intercept = np.zeros_like(targets.center)
+    status = Status.OPTIMAL if optimality <= max(tol, UNSEEN) else Status.STUCK
+    if not done:
+        status = Status.ITERATIONS_USED
+    return _solution(coef, intercept, optimality, status, n_passes)
+
+
+def _empty_set(n_samples: int) -> _WorkingSet:
+    nothing = np.zeros(0)
+    return _WorkingSet(
+        np.zeros(0, dtype=np.intp), np.zeros((0, n_samples)), nothing, nothing, np.zeros((0, 0))
+    )
+
+
+def _scores(
+    products: np.ndarray, outside: list[Penalty], spread: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """By how much each column pulls a coefficient off its rest, per spread, and whether it nearly does.
+
+    Of several targets, the one that is pulled most counts.
+    """
+    score = np.full(len(spread), -np.inf)
+    near = np.zeros(len(spread), dtype=bool)
+    for pull, penalty in zip(products.T, outside, strict=True):
+        up, down = np.where(penalty.upper > 0, pull, 0.0), np.where(penalty.lower < 0, -pull, 0.0)
+        strength = np.maximum(up, down)
+        excess = strength - penalty.l1
+        score = np.maximum(score, np.divide(excess, spread, out=np.full_like(spread, -1.0), where=spread > 0))
+        near |= strength > NEAR * penalty.l1
+    return score, near
+
+
+def _gaps_outside(
+    products: np.ndarray,
+    outside: list[Penalty],
+    spread: np.ndarray,
+    is_outside: np.ndarray,
+    values: np.ndarray,
+) -> np.ndarray:
+    """How much the coefficients outside the working set may lower the objectives, at most.
+
+    At the minimum none is larger than the objective over its l1 or, without cancellation, than what alone
+    would make predictions as large as the target; for cancellation there is a factor of 10.
+    """
+    index = is_outside.nonzero()[0]
+    with np.errstate(divide="ignore", over="ignore"):
+        alone = 10 / spread[index]
+        return np.array(
+            [
+                duality_gap(
+                    np.zeros(len(index)),
+                    -pull[index],
+                    _part(penalty, index),
+                    np.minimum(np.minimum(alone, value / penalty.l1[index]), HUGE),
+                )
+                for pull, penalty, value in zip(products.T, outside, values, strict=True)
+            ]
+        )
