@@ -277,8 +277,9 @@ def losses_table(report: Report) -> str:
     lines += [""]
     if own:
         lines += [f"(*) Minimises an objective of its own. {'; '.join(dict.fromkeys(own))}.", ""]
-    slow = f"{report['settings']['slow_s']:g} s"
-    lines += [f"Who takes more than {slow} was timed once.", ""]
+    once = [t["name"] for case in report["cases"] for t in case["timings"] if _is_single(t)]
+    if once:
+        lines += [f"Timed once, as they take seconds: {', '.join(dict.fromkeys(once))}.", ""]
     lines.append(_measured_on(report["environment"], LOSSES_PACKAGES, "losses.json"))
     return "\n".join(lines)
 
@@ -479,6 +480,11 @@ def _training_cells(timing: Report) -> list[str]:
         _milliseconds(timing),
         distance,
     ]
+
+
+def _is_single(timing: Report) -> bool:
+    """Whether a time is that of one run."""
+    return timing["status"] == "timed" and not timing["interleaved"]
 
 
 def _losses_cells(timing: Report) -> list[str]:

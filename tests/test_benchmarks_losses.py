@@ -154,13 +154,13 @@ def test_ours_is_held_against_the_best_of_the_others(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("quick")
 def test_who_is_slow_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "SLOW_S", 0.0)
-    found = held(made_of(rival(1.0)), monkeypatch)
+    found = held(made_of(rival(1.0))._replace(slow_s=0.0), monkeypatch)
     assert len(found["rival"]["samples_s"]) == 1
     assert not found["rival"]["interleaved"]
     assert found["rival"]["ratio"]["median"] > 0
     assert len(found[OURS]["samples_s"]) == 2
-    assert held(made_of(rival(1.1)), monkeypatch)["rival"]["status"] == "wrong"
+    found = held(made_of(rival(1.1))._replace(slow_s=0.0), monkeypatch)
+    assert found["rival"]["status"] == "wrong"
 
 
 def test_goals_compare_with_the_contestant_they_name() -> None:
@@ -211,15 +211,16 @@ def test_what_is_written_is_what_the_readme_shows(
 
 
 def losses_report() -> dict[str, Any]:
-    timed = {"status": "timed", "median_s": 0.002, "n_iter": 1234, "error": 0.0, "note": ""}
-    one = {"comparable": True, "ratio": {"median": 1.0}}
+    timed = {"status": "timed", "median_s": 0.002, "n_iter": 1234, "error": 0.0}
+    one = {"comparable": True, "note": "", "interleaved": True, "ratio": {"median": 1.0}}
     ours = timed | one | {"name": OURS, "role": "ours"}
-    theirs = timed | one | {"name": "theirs", "ratio": {"median": 12.4}, "error": 3e-8, "n_iter": None}
+    theirs = timed | one | {"name": "theirs", "ratio": {"median": 12.4}, "error": 3e-8}
+    theirs |= {"n_iter": None, "interleaved": False}
     own = timed | one | {"name": "own", "comparable": False, "error": None, "note": "has another scale"}
-    wrong = one | {"name": "wrong", "status": "wrong", "error": 0.1, "note": "", "ratio": None, "n_iter": 3}
+    wrong = one | {"name": "wrong", "status": "wrong", "error": 0.1, "ratio": None, "n_iter": 3}
     return {
         "format": 1,
-        "settings": {"limit": 1e-5, "slow_s": 2.0},
+        "settings": {"limit": 1e-5},
         "environment": {
             "packages": {"torch": "2.0", "glum": None},
             "processor": {"model": "A Processor", "cores": 2},
@@ -240,6 +241,7 @@ def test_table_tells_time_iterations_and_excess() -> None:
     assert "| own (*) | 1.0 | 2.0 | 1,234 | - |" in lines
     assert "| wrong | wrong | - | - | 1e-01 |" in lines
     assert any("own: has another scale" in line for line in lines)
+    assert "Timed once, as they take seconds: theirs." in lines
     assert lines[-1].startswith("Measured on A Processor, 2 cores, 2 threads; torch 2.0;")
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     with pytest.raises(readme_tables.TableError, match="format 2"):

@@ -61,6 +61,8 @@ def test_the_estimator_and_the_loaders_are_among_the_public_objects():
     assert {
         "torchlinreg.TorchLinearRegressor",
         "torchlinreg.TorchLinearRegressor.fit",
+        "torchlinreg.TorchLinearRegressorCV.fit",
+        "torchlinreg.regularization_path",
         "torchlinreg.datasets.load_hubble",
     } <= set(OBJECTS)
 

@@ -30,6 +30,7 @@ ORDER = [
     "torchlinreg.solvers._design",
     "torchlinreg.solvers._quadratic",
     "torchlinreg.solvers._interior_point",
+    "torchlinreg.solvers._expansion",
     "torchlinreg.solvers._newton",
     "torchlinreg.solvers._proximal",
     "torchlinreg.solvers._least_norm",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from inspect import signature
+from itertools import groupby
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
 
@@ -102,7 +103,7 @@ class TorchLinearRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     tol : float, default=1e-12
         As for `TorchLinearRegressor`.
     n_jobs : int or None, default=None
-        How many fits run at once where fits are needed; see Notes.
+        How many fits run at once, as threads, where fits are needed; see Notes.
     device : str, default="auto"
         Where to compute: ``"cpu"``, ``"cuda"``, ...; ``"auto"`` is where X is.
     verbose : int, default=0
@@ -168,7 +169,7 @@ class TorchLinearRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     >>> y = X @ [2.0, 0.0, 0.0, -1.0] + rng.normal(size=60)
     >>> reg = TorchLinearRegressorCV(alphas=[1.0, 0.1, 0.01], l1_ratio=[0.5, 1.0]).fit(X, y)
     >>> reg.alpha_, reg.l1_ratio_
-    (0.1, 1.0)
+    (0.1, 0.5)
     >>> reg.predict(X[:2]).shape
     (2,)
     """
@@ -505,17 +506,20 @@ class _Search:
             scores[order, fold.number] = column
             missing[order, fold.number] = ~found
         jobs = np.argwhere(missing.T)  # by split, then by candidate
-        fits = (
-            delayed(_fit_and_score)(
-                self._estimator._model(candidates[index]), self._data_of(number), self._estimator.scoring
-            )
-            for number, index in jobs
-        )
         self.n_fits = len(jobs)
         if self.n_fits:
-            values = Parallel(n_jobs=self._estimator.n_jobs)(fits)
-            scores[jobs[:, 1], jobs[:, 0]] = values
+            fits = self._fits(candidates, jobs)
+            scores[jobs[:, 1], jobs[:, 0]] = Parallel(n_jobs=self._estimator.n_jobs, prefer="threads")(fits)
         return scores
+
+    def _fits(self, candidates: list[Candidate], jobs: np.ndarray) -> Iterator[Any]:
+        """Calls that fit and score, of candidates on splits; the rows of a split are copied once."""
+        for number, of_split in groupby(jobs, key=lambda job: int(job[0])):
+            data = self._data_of(number)
+            for _, index in of_split:
+                yield delayed(_fit_and_score)(
+                    self._estimator._model(candidates[index]), data, self._estimator.scoring
+                )
 
     def fitted(self, candidate: Candidate) -> TorchLinearRegressor:
         """A candidate fitted to all rows, from the moments if there are any."""
@@ -588,6 +592,8 @@ class _Search:
         scoring = self._estimator.scoring
         if not (scoring is None or isinstance(scoring, str)) or scoring not in MOMENT_SCORES:
             return self._scores_of_models(fold, quadratic, minima, candidates)
+        if scoring in (None, "r2") and fold.test.n_samples < 2:
+            return ~none[0], none[1]  # not defined
         sums = self._sums(fold, quadratic, minima)
         error = sums.rounding + sums.weight_sum * minima.error * (2 * sums.root_mean_square + minima.error)
         size = np.broadcast_to(sums.total, sums.residual.shape) if scoring in (None, "r2") else sums.residual
@@ -706,7 +712,6 @@ class _Sums(NamedTuple):
     residual: np.ndarray  # squared residuals; shape: (n_candidates, n_targets)
     total: np.ndarray  # squared deviations from the mean; shape: (n_targets,)
     weight_sum: float
-    n_samples: int
     rounding: np.ndarray | float  # of `residual`
 
     @property
@@ -720,8 +725,6 @@ class _Sums(NamedTuple):
             return -(self.residual / self.weight_sum).mean(1)
         if scoring == "neg_root_mean_squared_error":
             return -self.root_mean_square.mean(1)
-        if self.n_samples < 2:
-            return np.full(len(self.residual), np.nan)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = self.residual / self.total
         # Of a constant target, R2 is 1 for a perfect prediction and 0 for any other.
@@ -746,7 +749,7 @@ def _sums_of_moments(test: Moments, quadratic: Quadratic, minima: Minima) -> _Su
     residual = total - 2 * cross + explained + weight_sum * mean_residual**2
     root = np.sqrt(raw.diagonal()[1:])
     size = root[targets] + np.einsum("j,ajk->ak", root[inside], np.abs(coef))
-    return _Sums(residual, total, weight_sum, test.n_samples, GRAM_ROUNDOFF * size**2)
+    return _Sums(residual, total, weight_sum, GRAM_ROUNDOFF * size**2)
 
 
 def _sums_of_rows(
@@ -773,7 +776,6 @@ def _sums_of_rows(
         (weight @ residual.square_()).cpu().numpy().reshape(shape),
         (weight @ deviation.square()).cpu().numpy(),
         weight_sum,
-        len(y),
         0.0,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -156,9 +156,9 @@ def regularization_path(
     >>> path = regularization_path(X, X @ [3.0, 0.0, -1.0], alphas=4)
     >>> path.coefs.round(3)
     array([[ 0.   ,  0.   ,  0.   ],
-           [ 2.707,  0.   , -0.679],
-           [ 2.971,  0.   , -0.968],
-           [ 2.997,  0.   , -0.997]])
+           [ 2.699,  0.   , -0.61 ],
+           [ 2.97 ,  0.   , -0.961],
+           [ 2.997,  0.   , -0.996]])
     """
     check_number("l1_ratio", l1_ratio, "a number from 0 (ridge) to 1 (lasso)", lambda value: 0 <= value <= 1)
     check_number("tol", tol, "a positive number, such as 1e-12", lambda value: value > 0)
@@ -218,6 +218,11 @@ def times(penalty: Penalty, alpha: float) -> Penalty:
 
 def alpha_grid(largest: float, l1_ratio: float, eps: float, n_alphas: int) -> np.ndarray:
     """Falling strengths, even in their logarithm; over twice the range for ridge, which acts on squares."""
+    if not math.isfinite(largest):
+        raise ValueError(
+            f"alphas={n_alphas} asks for a grid, but squares of the features exceed float64. Give the "
+            "strengths themselves, or bring X to other units."
+        )
     if not largest > 0:  # nothing to explain: all strengths give zeros
         largest = 1.0
     return np.geomspace(largest, largest * (eps if l1_ratio > 0 else eps**2), n_alphas)
@@ -334,8 +339,8 @@ def _along(
 ) -> Iterator[QuadraticMinimum]:
     """Minima with l1 penalties or bounds, each found from the one before.
 
-    Where columns depend on each other, far steps lose their way among the many sets of coefficients that may be
-    off zero (200 x 400: half a second for one, 5 ms in small steps).
+    Where columns depend on each other, far steps lose their way among the many sets of coefficients that may
+    be off zero (200 x 400: half a second for one, 5 ms in small steps).
     """
     start = None
     dependent = quadratic.smallest <= DEPENDENT
@@ -439,8 +444,8 @@ def largest_alpha(problem: Problem, quadratic: Quadratic | None, l1_ratio: float
     down = np.where(penalty.lower < 0, -gradient.min(1), 0.0)
     pull = np.where((penalty.lower <= 0) & (penalty.upper >= 0), np.maximum(up, down), 0.0)
     largest = float((pull[penalised] / strength[penalised]).max(initial=0.0))
-    # The pull at a null model that is known to so many digits.
-    return largest if quadratic is not None else largest * (1 + 1e-8)
+    # The null model of other losses is known to so many digits.
+    return largest if problem.loss.kind == "quadratic" else largest * (1 + 1e-8)
 
 
 def _gradient_without_penalised(quadratic: Quadratic, penalty: Penalty) -> np.ndarray:
@@ -469,42 +474,76 @@ def _without_penalised(problem: Problem) -> tuple[np.ndarray, np.ndarray, float]
     All at the best model of the unpenalised features. Where a residual lies at a kink of the loss, the pull
     is the largest that it may have, for any subgradient there.
     """
-    blocks, penalty, loss = problem.blocks, problem.penalty, problem.loss
+    penalty = problem.penalty
     free = np.flatnonzero((penalty.l1 == 0) & (penalty.l2 == 0))
     null = _null_model(problem, free)
-    coef = torch.from_numpy(null.coef).to(blocks.device)
+    head = problem.blocks.head(1).X
+    assert head is not None
+    shift = head[0].to(torch.float64) if problem.fit_intercept else torch.zeros_like(head[0]).double()
+    sums = _null_sums(problem, null, free, shift)
+    if problem.fit_intercept and float(sums.slack_sum) > 0:
+        # About a row at a kink, its own subgradient, which the intercept leaves open, does not count.
+        sums = _null_sums(problem, null, free, shift + sums.slack_mean)
+    total = sums.weight_sum
+    mean = sums.first / total if problem.fit_intercept else torch.zeros_like(sums.first)
+    variance = (sums.second / total - mean**2).cpu().numpy()
+    pull = (sums.pull + sums.pull.sign() * sums.slack) / total
+    curvature = float(sums.work / sums.square) if float(sums.square) > 0 else 1.0
+    return pull.cpu().numpy(), variance, curvature
+
+
+class _NullSums(NamedTuple):
+    """Sums over the rows at a null model, with features about a shift."""
+
+    weight_sum: torch.Tensor
+    pull: torch.Tensor  # minus the gradient; shape: (n_features, n_targets)
+    slack: torch.Tensor  # by how much that may be off at kinks; shape: (n_features, n_targets)
+    first: torch.Tensor  # shape: (n_features,)
+    second: torch.Tensor  # shape: (n_features,)
+    work: torch.Tensor
+    square: torch.Tensor
+    slack_first: torch.Tensor  # shape: (n_features,)
+    slack_sum: torch.Tensor
+
+    @property
+    def slack_mean(self) -> torch.Tensor:
+        """The mean of the rows at kinks, about the shift."""
+        return self.slack_first / self.slack_sum
+
+    def __add__(self, other: Any) -> _NullSums:
+        return _NullSums(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def _null_sums(problem: Problem, null: Solution, free: np.ndarray, shift: torch.Tensor) -> _NullSums:
+    blocks, loss = problem.blocks, problem.loss
+    coef = torch.from_numpy(null.coef[: len(free)]).to(blocks.device)
     intercept = torch.from_numpy(null.intercept).to(blocks.device)
     scale = torch.ones_like(intercept) if null.scale is None else torch.from_numpy(null.scale).to(intercept)
     columns = torch.from_numpy(free).to(blocks.device)
-    head = blocks.head(1).X
-    assert head is not None
-    shift = head[0].to(torch.float64) if problem.fit_intercept else torch.zeros_like(head[0]).double()
 
-    def of(block: Block) -> tuple[torch.Tensor, ...]:
+    def of(block: Block) -> _NullSums:
         assert block.X is not None
         rows = block.X.to(torch.float64)
         weight = torch.ones_like(block.y[:, 0]) if block.weight is None else block.weight
-        prediction = rows[:, columns] @ coef[: len(free)] + intercept
-        residual = (block.y - prediction) / scale
-        pull = -loss.derivative(prediction / scale, block.y / scale)
-        slack = _slack_at_kinks(loss, residual)
-        rows = rows - shift
         weighted = weight[:, None]
-        return (
-            weight.sum(),
-            rows.T @ (weighted * pull),
-            rows.abs().T @ (weighted * slack),
-            (weighted * rows).sum(0),
-            (weighted * rows.square()).sum(0),
-            (weighted * pull * residual / scale).sum(),
-            (weighted * residual.square()).sum(),
+        prediction = rows[:, columns] @ coef + intercept
+        residual = block.y - prediction
+        pull = -loss.derivative(prediction / scale, block.y / scale)
+        slack = weighted * _slack_at_kinks(loss, residual)
+        rows = rows - shift
+        return _NullSums(
+            weight_sum=weight.sum(),
+            pull=rows.T @ (weighted * pull),
+            slack=rows.abs().T @ slack,
+            first=weight @ rows,
+            second=weight @ rows.square(),
+            work=(weighted * pull * residual).sum(),
+            square=(weighted * residual.square()).sum(),
+            slack_first=slack.sum(1) @ rows,
+            slack_sum=slack.sum(),
         )
 
-    sums = blocks.map_reduce(of, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), dense=True)
-    total, pull, slack, first, second, work, square = (value.cpu().numpy() for value in sums)
-    mean = first / total if problem.fit_intercept else np.zeros_like(first)
-    curvature = float(work / square) if square > 0 else 1.0
-    return (pull + np.sign(pull) * slack) / total, second / total - mean**2, curvature
+    return blocks.map_reduce(of, _NullSums.__add__, dense=True)
 
 
 def _slack_at_kinks(loss: Loss, residual: torch.Tensor) -> torch.Tensor:

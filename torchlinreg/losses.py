@@ -50,6 +50,8 @@ class Loss:
     """
 
     kind: ClassVar[Kind] = "smooth"
+    # Whether the curvature takes few values, as that of squares and lines put together; saves work.
+    curvature_is_stepwise: ClassVar[bool] = False
 
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of each element.
@@ -217,6 +219,7 @@ class Huber(Loss):
     array([1.])
     """
 
+    curvature_is_stepwise: ClassVar[bool] = True
     epsilon: float = 1.35
     scale: float | Literal["auto"] = "auto"
 
@@ -346,6 +349,7 @@ class SquaredEpsilonInsensitive(Loss):
     SquaredEpsilonInsensitive(epsilon=0.5)
     """
 
+    curvature_is_stepwise: ClassVar[bool] = True
     epsilon: float = 0.1
 
     def __post_init__(self) -> None:

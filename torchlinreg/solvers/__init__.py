@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from torchlinreg._moments import SAFE_RANGE, choose_frame
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg.solvers._coordinates import Model
@@ -84,7 +85,22 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
     ValueError
         There is no solver of that name, or it does not serve the loss or the penalty.
     """
-    return with_least_norm(problem, choose_solver(name, problem)(problem, tol, max_iter))
+    run = choose_solver(name, problem)
+    if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
+        return run(problem, tol, max_iter)
+    _refuse_extreme_units(problem)
+    return with_least_norm(problem, run(problem, tol, max_iter))
+
+
+def _refuse_extreme_units(problem: Problem) -> None:
+    """Raise a ValueError where squares could over- or underflow."""
+    wide = is_wide(problem)
+    frame = choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame
+    if frame.scale is not None:
+        raise ValueError(
+            f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the squared error "
+            "with at most a ridge penalty is solved for. Bring them to ordinary units."
+        )
 
 
 def choose_solver(name: object, problem: Problem) -> Callable[[Problem, float, int | None], Solution]:

@@ -39,6 +39,7 @@ class Design:
     transform: np.ndarray  # shape: (n_features, n_coordinates), or (n_features,) for a diagonal one
     penalty: Penalty | None  # None where the coordinates mix features; there is then a ridge at most
     ridge: np.ndarray  # shape: (n_columns, n_columns), or (n_columns,) for a diagonal one
+    gram: np.ndarray | None  # mean products of the columns, where known; shape: (n_columns, n_columns)
     start: np.ndarray  # the least squares solution or zero; shape: (n_columns, n_targets)
     rank: int | None
     condition_number: float | None
@@ -96,7 +97,10 @@ def _standardised(problem: Problem) -> Design:
     unit = np.where(spread > 0, spread, 1.0)
     penalty = problem.penalty.scaled(unit)
     ridge = np.concatenate([np.zeros(int(problem.fit_intercept)), penalty.l2])
-    return _design(problem, center, 1 / unit, penalty, ridge)
+    design = _design(problem, center, 1 / unit, penalty, ridge)
+    gram = np.eye(design.n_columns)
+    gram[design.features, design.features] = centred_gram(problem, unit)
+    return replace(design, gram=gram)
 
 
 def _orthonormal(problem: Problem, geometry: Geometry) -> Design:
@@ -127,6 +131,7 @@ def _design(
         transform=transform,
         penalty=penalty,
         ridge=ridge,
+        gram=None,
         start=np.zeros((len(ridge), blocks.n_targets)),
         rank=None,
         condition_number=None,
@@ -147,6 +152,21 @@ def center_and_spread(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndar
     center = offset + mean / factor if problem.fit_intercept else np.zeros_like(offset)
     n_features = problem.blocks.n_features
     return center[:n_features], spread[:n_features], spread[n_features:]
+
+
+def centred_gram(problem: Problem, unit: np.ndarray) -> np.ndarray:
+    """Mean products of the features over `unit`, about their means with an intercept."""
+    moments = problem.moments
+    raw = moments.raw.cpu().numpy()
+    inside = slice(1, 1 + len(unit))
+    products = np.triu(raw[inside, inside]) + np.triu(raw[inside, inside], 1).T
+    products /= raw[0, 0]
+    if problem.fit_intercept:
+        mean = raw[0, inside] / raw[0, 0]
+        products -= np.outer(mean, mean)
+    if moments.frame.scale is not None:
+        unit = unit * moments.frame.scale[inside].cpu().numpy()
+    return products / unit[:, None] / unit
 
 
 def _in_coordinates(

@@ -1,15 +1,17 @@
-"""Interior point for piecewise linear losses, with ridge and l1 penalties and bounds: linear and quadratic programs.
+"""Interior point for piecewise linear losses with any penalty and bounds: linear and quadratic programs.
 
-A loss of ``t = y - prediction`` is a slope times t plus hinges ``jump * max(0, t - position)``. So are ``l1 |theta|``
-and, with an infinite jump, a bound. The problem is then::
+A loss of ``t = y - prediction`` is a slope times t plus hinges ``jump * max(0, t - position)``. So are
+``l1 |theta|`` and, with an infinite jump, a bound. The problem is then::
 
     minimise  linear . theta + theta . ridge . theta / 2 + sum_h cost_h max(0, s_h),   s_h = b_h - a_h . theta
 
 and with ``s = u - v``, ``u, v >= 0``, and a dual ``d`` in [0, cost] of each hinge, an optimum is where
-``linear + ridge theta = sum_h d_h a_h``, ``u (cost - d) = 0`` and ``v d = 0``. Newton's method for that, with the
-zeros replaced by a falling number, needs one weighted Gram matrix of the rows per step: the Frisch-Newton method
-(Portnoy, Koenker 1997), with the predictor and corrector of Mehrotra (1992). At the end the hinges at their
-kinks are solved as equations, which gives the vertex of a linear program to rounding, and exact zeros.
+``linear + ridge theta = sum_h d_h a_h``, ``u (cost - d) = 0`` and ``v d = 0``. Newton's method for that, with
+the zeros replaced by a falling number, needs one weighted Gram matrix of the rows per step: the Frisch-Newton
+method (Portnoy, Koenker 1997), with the predictor and corrector of Mehrotra (1992). At the end the hinges at
+their kinks are solved as equations, which gives the vertex of a linear program to rounding, and exact zeros.
+
+Of many rows only those near the kinks take part; without penalty, 1e6 x 10 takes seven times less for that.
 """
 
 from __future__ import annotations
@@ -17,28 +19,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg import lapack, qr, solve_triangular
 
 from torchlinreg._blocks import RowBlocks, tensor_blocks
-from torchlinreg._moments import symmetric, upper_gram
+from torchlinreg._moments import upper_gram
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.losses import PiecewiseLinear
 from torchlinreg.solvers._design import Design, design_of
 
 DEFAULT_MAX_ITER = 100
-# The relative gap at which steps end: the last steps converge so fast that less accuracy would save one or two.
+# The relative gap at which steps end, at most: the last steps converge so fast that less saves one or two.
 SMALLEST_TOL = 1e-10
 # Gaps relative to the typical residual that float64 cannot tell from 0.
 ROUNDING = 1e-15
-# An optimality up to this counts as reached whatever tol: see `_status`.
+# An optimality up to this counts as reached whatever tol: where columns nearly depend on each other, rounding
+# leaves the duals no better a certificate, while objectives are found to agree with HiGHS to 1e-12.
 REACHED = 1e-9
-# Where columns do not matter to the loss, steps are kept short by so much curvature: of a row, it is its weight
-# over its distance from the kink.
+# Where columns do not matter to the loss, steps are kept short by so much curvature; that of a row is its
+# weight over its distance from the kink. By QR, it is a row of so much.
 PROXIMAL = 1e-14
+PROXIMAL_BY_ROWS = 3e-9
+# Below this share of a unit column that does not depend on others, its digits in a Gram matrix are lost.
+DEPENDENT_COLUMNS = 1e-5
 # Typical values of y are found from about so many rows.
 MEDIAN_ROWS = 50_000
 # Steps go so far to the boundary.
@@ -47,16 +54,18 @@ TO_BOUNDARY = 0.9995
 START_DUAL = 0.1
 # From so many rows on most are left out; with fewer, steps take about as long as their calls.
 SAMPLED_ROWS = 15_000
+# The sample has so many rows, times (n_samples * n_columns)^(2/3), and the rows next to the kinks are so many
+# times as many; with less, rows change sides and another round costs more than these save.
+SAMPLE, KEPT = 0.6, 3.0
+# The sample's own error is larger.
 SAMPLE_TOL = 1e-2
 MAX_ROUNDS = 6
-SAMPLE = 0.6
-KEPT = 3.0
 # Steps without a smaller gap after which rounding stops progress.
 PATIENCE = 8
 # The vertex is tried from where the gap times the number of rows is so small: most kinks are then known.
 EARLY = 0.1
-# Rows times squared columns up to which steps may be found by QR, where the Gram matrix has lost the digits.
-LARGEST_QR = 10**9
+# Rows times squared columns up to which steps may be found by QR, where a Gram matrix has lost the digits.
+LARGEST_QR = 3 * 10**8
 # Rows at kinks, times columns, up to which they are solved for.
 LARGEST_VERTEX = 10**7
 # A row at its kink is dependent on others if less than this share of it is not.
@@ -121,7 +130,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Program:
-    """The problem of one target; `hinges` are those of rows, position by position, l1 penalties, and bounds."""
+    """The problem of one target; hinges are those of rows, position by position, l1 penalties, and bounds."""
 
     rows: _Rows
     y: torch.Tensor  # shape: (n_samples,)
@@ -132,6 +141,7 @@ class _Program:
     upper: np.ndarray  # shape: (n_columns,)
     ridge: np.ndarray  # shape: (n_columns,) or (n_columns, n_columns)
     free: np.ndarray  # columns that are not held where they are; shape: (n_columns,)
+    by_rows: bool  # whether the columns are too dependent for a Gram matrix
     n_all: int  # rows, before those whose side of all kinks is known were replaced by their mean
 
     @cached_property
@@ -148,6 +158,10 @@ class _Program:
     def n_finite(self) -> int:
         """Hinges of finite cost, which come first."""
         return self.n_row_hinges + int(((self.l1 > 0) & self.free).sum())
+
+    def finite(self, hinges: torch.Tensor) -> torch.Tensor:
+        """Those of finite cost; a view."""
+        return hinges if self.n_finite == len(hinges) else hinges[: self.n_finite]
 
     @cached_property
     def n_lower(self) -> int:
@@ -171,6 +185,10 @@ class _Program:
         return offset
 
     @cached_property
+    def has_ridge(self) -> bool:
+        return bool(self.ridge.any())
+
+    @cached_property
     def cost(self) -> torch.Tensor:
         """Of each hinge of finite cost."""
         n_l1 = self.n_finite - self.n_row_hinges
@@ -189,6 +207,8 @@ class _Program:
 
     def change(self, step: np.ndarray, out: torch.Tensor) -> torch.Tensor:
         """The change of ``s`` by a step of theta."""
+        if len(out) == len(self.weight):
+            return torch.neg(self.rows.times(step), out=out)
         by_position = out[: self.n_row_hinges].view(-1, len(self.y))
         torch.neg(self.rows.times(step), out=by_position[0])
         by_position[1:] = by_position[0]
@@ -197,6 +217,8 @@ class _Program:
         return out
 
     def _of_rows(self, hinges: torch.Tensor) -> torch.Tensor:
+        if len(hinges) == len(self.weight):
+            return hinges
         by_position = hinges[: self.n_row_hinges].view(-1, len(self.y))
         return by_position[0] if len(by_position) == 1 else by_position.sum(0)
 
@@ -226,7 +248,11 @@ class _Program:
 
     def stationarity(self, theta: np.ndarray, dual: torch.Tensor) -> np.ndarray:
         """``linear + ridge theta - sum_h d_h a_h``, 0 for columns that are held."""
-        return np.where(self.free, self.linear + self.bent(theta) - self.transposed(dual), 0.0)
+        missing = self.linear - self.transposed(dual)
+        if self.has_ridge:
+            missing += self.bent(theta)
+        missing[~self.free] = 0
+        return missing
 
     def objective(self, theta: np.ndarray, values: torch.Tensor) -> float:
         """What is minimised."""
@@ -248,9 +274,8 @@ class _Program:
     def slack(self, theta: np.ndarray, missing: np.ndarray) -> float:
         """What a lack of stationarity may cost."""
         cost = np.abs(missing) * (1 + np.abs(theta))
-        if self.ridge.ndim == 1:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                cost = np.fmin(cost, missing**2 / (2 * self.ridge))
+        if self.has_ridge and self.ridge.ndim == 1:
+            cost = np.minimum(cost, missing**2 / (2 * self.ridge + 1e-300))
         return float(cost.sum())
 
     def weighted_rows(self, hinges: torch.Tensor) -> np.ndarray:
@@ -266,9 +291,6 @@ class _Program:
             ridge = (vectors * np.sqrt(values.clip(min=0))).T
         every = np.concatenate([rows, others, ridge])
         return every[np.argsort(-np.abs(every).max(1, initial=0.0))]
-
-
-TRACE = None
 
 
 class _Factor:
@@ -299,8 +321,8 @@ class _Factor:
 
     def _factorise_rows(self, rows: np.ndarray) -> None:
         """By QR, which keeps the digits of small rows next to large ones if these come first."""
-        self._unit = 1 / np.sqrt((rows**2).sum(0) + PROXIMAL)
-        scaled = np.concatenate([rows * self._unit, np.diag(np.sqrt(PROXIMAL) * self._unit)])
+        self._unit = 1 / np.sqrt((rows**2).sum(0) + PROXIMAL_BY_ROWS**2)
+        scaled = np.concatenate([rows * self._unit, np.diag(PROXIMAL_BY_ROWS * self._unit)])
         (self._upper,) = qr(scaled, mode="r", check_finite=False)
         self._upper = self._upper[: rows.shape[1]]
         self._rows = scaled
@@ -336,13 +358,13 @@ class _Iterate:
 def _solved(program: _Program, theta: np.ndarray, tol: float, max_iter: int) -> _Iterate:
     """The optimum; of many rows from those near the kinks (Portnoy, Koenker 1997, section 4).
 
-    A sample of the rows gives a model near the optimum. Rows far from its kinks, as long as they remain on their
-    side, have the loss of their mean. Those that change sides are added, and the others solved again: it ends
-    with the optimum of all rows.
+    A sample of the rows gives a model near the optimum. Rows far from its kinks, as long as they remain on
+    their side, have the loss of their mean. Those that change sides are added and the others solved again: it
+    ends with the optimum of all rows.
     """
     n_rows = len(program.y)
-    n_sample = int(SAMPLE*(n_rows * len(theta)) ** (2 / 3))
-    if n_rows < SAMPLED_ROWS or 4 * n_sample > n_rows:
+    n_sample = int(SAMPLE * (n_rows * len(theta)) ** (2 / 3))
+    if n_rows < SAMPLED_ROWS or 2 * KEPT * n_sample > n_rows:
         return _interior_point(program, theta, tol, max_iter)
     index = torch.from_numpy(np.unique(np.random.default_rng(0).integers(n_rows, size=n_sample)))
     index = index.to(program.y.device)
@@ -371,7 +393,6 @@ def _solved(program: _Program, theta: np.ndarray, tol: float, max_iter: int) -> 
         n_iter += found.n_iter
         values = program.values(found.theta)
         wrong = (_side(program, values) != side) & ~kept
-        if TRACE: print('ROUND', n_rows, n_sample, len(index), int(wrong.sum()), n_iter)
         if not bool(wrong.any()):
             return replace(found, n_iter=n_iter, objective=program.objective(found.theta, values))
         kept |= wrong
@@ -407,21 +428,19 @@ def _from_kinks(program: _Program, values: torch.Tensor) -> torch.Tensor:
 
 def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: int) -> _Iterate:
     """Mehrotra's predictor-corrector steps until the gap is at most `tol` of the objective."""
-    finite = slice(program.n_finite)
     state = _start(program, theta)
     can_by_rows = len(program.y) * len(theta) ** 2 <= LARGEST_QR
-    smallest_gap, least_missing, waited, by_rows = np.inf, np.inf, 0, False
+    smallest_gap, least_missing, waited, by_rows = np.inf, np.inf, 0, program.by_rows and can_by_rows
     found: list[_Iterate] = []
     for n_iter in range(max_iter + 1):
-        total = state.complementarity(finite)
+        total = state.complementarity()
         missing = program.stationarity(state.theta, state.d)
-        objective = program.objective(state.theta, state.s)
         slack = program.slack(state.theta, missing)
-        gap = min(total + slack, objective)  # which is never below 0
+        if n_iter == 0 or total + slack <= 0.1 or n_iter == max_iter or waited:
+            objective = program.objective(state.theta, state.s)
+        gap = min(total + slack, max(objective, 0.0))  # the loss is never below 0
         small = min(objective, 1.0)
         rounding = ROUNDING * (1 + float(np.abs(state.theta).sum()))
-        if TRACE:
-            print(n_iter, "gap %.3g miss %.2g obj %.17g theta %.3g" % (total, np.abs(missing).max(), objective, np.abs(state.theta).max()), TRACE, by_rows)
         most = float(np.abs(missing).max())
         done = gap <= max(tol * small, rounding)
         waited = 0 if gap < 0.9 * smallest_gap or most < 0.9 * least_missing else waited + 1
@@ -443,8 +462,10 @@ def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: 
             break
         lost = most > least_missing and max(total, rounding) < slack
         by_rows = by_rows or (can_by_rows and lost and total < 1e-3)
-        _advance(program, state, total, missing, finite, by_rows)
-    objective = program.objective(state.theta, program.values(state.theta))  # without the rounding of the steps
+        _advance(program, state, total, missing, by_rows)
+    objective = program.objective(
+        state.theta, program.values(state.theta)
+    )  # without the rounding of the steps
     found.append(_Iterate(state.theta, state.d, objective, gap, False))
     return replace(_best_of(program, found, tol), n_iter=n_iter, out_of_steps=not done and waited < PATIENCE)
 
@@ -494,7 +515,7 @@ class _State:
     d: torch.Tensor
     e: torch.Tensor
 
-    def complementarity(self, finite: slice) -> float:
+    def complementarity(self) -> float:
         """What the gap is where the duals are stationary."""
         return float(torch.dot(self.u, self.e) + torch.dot(self.v, self.d))
 
@@ -516,19 +537,23 @@ def _start(program: _Program, theta: np.ndarray) -> _State:
     return _State(theta, s, u, v, d, e)
 
 
-def _advance(program: _Program, state: _State, total: float, missing: np.ndarray, finite: slice, by_rows: bool) -> None:
+def _advance(program: _Program, state: _State, total: float, missing: np.ndarray, by_rows: bool) -> None:
     """A predictor, which aims at the boundary, and the corrected step, which aims at where it led."""
     s, u, v, d, e = state.s, state.u, state.v, state.d, state.e
-    joint = bool(program.ridge.any())
-    ue, vd = u / e, v / d
-    w = vd.clone()
-    w[finite] += ue
-    w.reciprocal_()
+    joint = program.has_ridge  # which ties the duals to theta
+    per_e, per_d = e.reciprocal(), d.reciprocal()
+    ue, vd = u * per_e, v * per_d
+    if len(ue) == len(vd):
+        w = (ue + vd).reciprocal_()
+    else:
+        w = vd.clone()
+        w[: len(ue)] += ue
+        w.reciprocal_()
     factor = _Factor(program, w, by_rows)
     ds = torch.empty_like(s)
     program.change(factor.solve(program.transposed(w * s) - missing), ds)
     dd = (ds + s).mul_(w)
-    p, q = dd[finite] / e, dd / d
+    p, q = program.finite(dd) * per_e, dd * per_d
     low_p, high_p = _range(p)
     low_q, high_q = _range(q)
     primal = min(1.0, 1 / max(1 - low_p, 1 + high_q))
@@ -538,27 +563,26 @@ def _advance(program: _Program, state: _State, total: float, missing: np.ndarray
     s_dd, ds_dd = float(torch.dot(s, dd)), float(torch.dot(ds, dd))
     affine = total + primal * (s_dd - total) - dual * s_dd - primal * dual * ds_dd
     center = max(affine / total, 0.0) ** 3 * total / (len(e) + len(s))
-    ku = (p - 1).mul_(p).mul_(u).add_(e.reciprocal(), alpha=center)
-    kv = (q + 1).mul_(q).mul_(v).add_(d.reciprocal(), alpha=center)
+    ku = (p - 1).mul_(p).mul_(u).add_(per_e, alpha=center)
+    kv = (q + 1).mul_(q).mul_(v).add_(per_d, alpha=center)
     t = s + kv
-    t[finite] -= ku
+    program.finite(t).sub_(ku)
     step = factor.solve(program.transposed(w * t) - missing)
     program.change(step, ds)
     dd = (ds + t).mul_(w)
-    du = ku.sub_(u).addcmul_(ue, dd[finite])
+    finite = program.finite(dd)
+    du = ku.sub_(u).addcmul_(ue, finite)
     dv = kv.sub_(v).addcmul_(vd, dd, value=-1)
-    _, high_p = _range(dd[finite] / e)
     primal = min(1.0, TO_BOUNDARY / max(-_least(du / u), -_least(dv / v), 1e-300))
-    dual = min(1.0, TO_BOUNDARY / max(high_p, -_least(dd / d), 1e-300))
+    dual = min(1.0, TO_BOUNDARY / max(float(per_e.mul_(finite).amax()), -_least(per_d.mul_(dd)), 1e-300))
     if joint:
         primal = dual = min(primal, dual)
-    if TRACE: globals()['TRACE']='ap %.4f ad %.4f'%(primal,dual)
     state.theta = state.theta + primal * step
     s.add_(ds, alpha=primal)
     u.add_(du, alpha=primal)
     v.add_(dv, alpha=primal)
     d.add_(dd, alpha=dual)
-    e.sub_(dd[finite], alpha=dual)
+    e.sub_(finite, alpha=dual)
 
 
 def _range(values: torch.Tensor) -> tuple[float, float]:
@@ -603,7 +627,7 @@ def _vertex(program: _Program, state: _State) -> _Iterate | None:
     dual[index] = 0
     dual[n_row_hinges:][torch.from_numpy(fixed)] = 0
     pulled = program.linear - program.transposed(dual)
-    if program.ridge.any():
+    if program.has_ridge:
         bend = program.ridge[moving] if program.ridge.ndim == 1 else program.ridge[np.ix_(moving, moving)]
         theta[moving] += kinks.along((pulled + program.bent(theta))[moving], bend)
     at_kinks = state.d[index].cpu().numpy()
@@ -626,7 +650,7 @@ class _Kinks:
         norm = np.sqrt((rows**2).sum(1))
         self._norm = np.where(norm > 0, norm, 1.0)
         self._rows = rows / self._norm[:, None]
-        n_rows, n_columns = rows.shape
+        n_columns = rows.shape[1]
         if not rows.size:
             self._index, self._upper = np.arange(0), np.zeros((0, 0))
             self._along, self._across = np.zeros((n_columns, 0)), np.eye(n_columns)
@@ -693,17 +717,24 @@ class _Target:
 
 
 def _solve_target(
-    design: Design, rows: _Rows, y: torch.Tensor, weight: torch.Tensor, start: np.ndarray,
-    pieces: PiecewiseLinear, tol: float, max_iter: int,
+    rows: _Rows,
+    y: torch.Tensor,
+    weight: torch.Tensor,
+    columns: _Columns,
+    pieces: PiecewiseLinear,
+    start: np.ndarray,
+    n_intercepts: int,
+    tol: float,
+    max_iter: int,
 ) -> _Target:
     """Scale one target to residuals of size 1, and solve."""
-    constant = _best_constant(y, weight, pieces) if design.fit_intercept else 0.0
+    constant = _best_constant(y, weight, pieces) if n_intercepts else 0.0
     y = y - constant
     base = _mean_loss(y, weight, pieces)
-    l1, lower, upper, ridge, held = _columns(design, rows, weight, pieces)
-    size = _size(y, weight)
+    l1, lower, upper, ridge, held, by_rows = columns
+    size = _size(y)
     theta = start.copy()
-    theta[: int(design.fit_intercept)] -= constant
+    theta[:n_intercepts] -= constant
     theta /= size
     lower, upper = lower / size, upper / size
     resting = np.clip(0.0, lower, upper)
@@ -711,7 +742,9 @@ def _solve_target(
         theta, gap, n_iter, converged = resting, 0.0, 1, True
     else:
         scaled = PiecewiseLinear(pieces.slope, tuple(p / size for p in pieces.positions), pieces.jumps)
-        program = _Program(rows, y / size, weight, scaled, l1, lower, upper, ridge * size, ~held, len(y))
+        program = _Program(
+            rows, y / size, weight, scaled, l1, lower, upper, ridge * size, ~held, by_rows, len(y)
+        )
         theta = np.where(held, resting, _inside(theta, lower, upper))
         found = _solved(program, theta, tol, max_iter)
         theta, gap, n_iter, converged = found.theta, found.gap, max(found.n_iter, 1), not found.out_of_steps
@@ -720,11 +753,11 @@ def _solve_target(
     theta = np.clip(theta, lower, upper)
     at_lower, at_upper = theta == lower, theta == upper
     theta = theta * size
-    theta[: int(design.fit_intercept)] += constant
+    theta[:n_intercepts] += constant
     return _Target(theta, at_lower, at_upper, gap * size / base if gap else 0.0, n_iter, converged)
 
 
-def _size(y: torch.Tensor, weight: torch.Tensor) -> float:
+def _size(y: torch.Tensor) -> float:
     """A typical magnitude: the median, which outliers do not reach, or the mean where most are 0."""
     magnitude = y[:: 1 + len(y) // MEDIAN_ROWS].abs()
     median = float(magnitude.median())
@@ -738,29 +771,42 @@ def _inside(theta: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarr
     return np.clip(theta, lower + margin, upper - margin)
 
 
+class _Columns(NamedTuple):
+    """Penalty and bounds of all columns."""
+
+    l1: np.ndarray  # shape: (n_columns,)
+    lower: np.ndarray  # shape: (n_columns,)
+    upper: np.ndarray  # shape: (n_columns,)
+    ridge: np.ndarray  # shape: (n_columns,) or (n_columns, n_columns)
+    held: np.ndarray  # columns that are known to be as near to 0 as they may; shape: (n_columns,)
+    by_rows: bool  # whether columns are too dependent for steps from a Gram matrix
+
+
 def _columns(
-    design: Design, rows: _Rows, weight: torch.Tensor, pieces: PiecewiseLinear
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Penalty and bounds of all columns, and which columns are known to be as near to 0 as they may."""
+    design: Design, rows: _Rows, weight: torch.Tensor, pieces: PiecewiseLinear, bounded: bool
+) -> _Columns:
+    """What is known of the columns of a design, whatever the target."""
     n_columns, features = design.n_columns, design.features
     l1 = np.zeros(n_columns)
     lower, upper = np.full(n_columns, -np.inf), np.full(n_columns, np.inf)
-    held = np.zeros(n_columns, dtype=bool)
-    ridge = design.ridge
-    if design.penalty is not None:
-        l1[features], lower[features], upper[features] = (
-            design.penalty.l1, design.penalty.lower, design.penalty.upper,
-        )
-        squares = rows.gram(weight).diagonal()
-        # The loss has no slope beyond `steepest`, and the columns a mean square of 1, or 0 if constant.
-        steepest = max(-pieces.slope, pieces.slope + sum(pieces.jumps))
-        held = (squares < 0.5) | (l1 >= steepest * (1 + 1e-9)) | ~np.isfinite(ridge) | (lower == upper)
-        l1, ridge = np.where(held, 0.0, l1), np.where(held, 0.0, ridge)
-    return l1, lower, upper, ridge, held
+    if design.penalty is None:
+        return _Columns(l1, lower, upper, design.ridge, np.zeros(n_columns, dtype=bool), False)
+    l1[features] = design.penalty.l1
+    lower[features], upper[features] = design.penalty.lower, design.penalty.upper
+    gram = rows.gram(weight)
+    # The loss has no slope beyond `steepest`, and the columns a mean square of 1, or 0 if constant.
+    steepest = max(-pieces.slope, pieces.slope + sum(pieces.jumps))
+    held = (gram.diagonal() < 0.5) | (l1 >= steepest * (1 + 1e-9)) | ~np.isfinite(design.ridge)
+    held |= lower == upper
+    by_rows = False
+    if (bounded or l1.any()) and not held.all():  # else the columns are known to be independent
+        upper_triangle, info = lapack.dpotrf(gram[np.ix_(~held, ~held)], lower=0)
+        by_rows = info > 0 or upper_triangle.diagonal().min() < DEPENDENT_COLUMNS
+    return _Columns(np.where(held, 0.0, l1), lower, upper, np.where(held, 0.0, design.ridge), held, by_rows)
 
 
 def solve_interior_point(problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    """Minimise a piecewise linear loss with any penalty and bounds; ends at the vertex of a linear program."""
+    """Minimise a piecewise linear loss with any penalty and bounds; a linear program ends at its vertex."""
     pieces = problem.loss.pieces()
     design = design_of(problem)
     blocks, weight = design.blocks, design.share
@@ -771,8 +817,10 @@ def solve_interior_point(problem: Problem, tol: float, max_iter: int | None) -> 
     rows = _Rows(blocks)
     goal = min(max(tol, 1e-14), SMALLEST_TOL)
     limit = DEFAULT_MAX_ITER if max_iter is None else max_iter
+    columns = _columns(design, rows, weight, pieces, problem.penalty.has_bounds)
+    n_intercepts = int(problem.fit_intercept)
     targets = [
-        _solve_target(design, rows, y, weight, start, pieces, goal, limit)
+        _solve_target(rows, y, weight, columns, pieces, start, n_intercepts, goal, limit)
         for y, start in zip(blocks.y.T.contiguous(), design.start.T, strict=True)
     ]
     coef, intercept = _in_users_units(problem, design, targets)

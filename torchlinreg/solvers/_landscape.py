@@ -16,7 +16,6 @@ from torchlinreg._blocks import Block, RowBlocks
 from torchlinreg._penalty import Penalty, ridge
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
-from torchlinreg._validation import RESIDUAL_BYTES
 from torchlinreg.losses import Kind, Loss
 from torchlinreg.solvers._dual import is_wide
 from torchlinreg.solvers._geometry import Geometry, geometry_of
@@ -30,6 +29,8 @@ NEAR = 1e-8
 # be a few steps aside.
 FLATTEST = 1e-3
 EPS = 2.0**-52
+# Predictions of models are formed so many bytes at a time, which stay in the cache.
+CHUNK_BYTES = 2**18
 # Up to so many features a proximal step is a quadratic program.
 PROGRAM_FEATURES = 256
 
@@ -66,7 +67,7 @@ class LossAtScale(Loss):
 
 
 class Metric(NamedTuple):
-    """Coordinates ``u`` of features, of mean ``offset . u`` at the center, in which the objective is round."""
+    """Coordinates ``u`` of features, of mean ``offset . u`` at the center; the objective is round."""
 
     transform: np.ndarray  # shape: (n_features, n_coordinates), or (n_features,) for a diagonal one
     inverse: np.ndarray  # from the left
@@ -75,7 +76,7 @@ class Metric(NamedTuple):
 
 @dataclass(frozen=True)
 class Landscape:
-    """The objective about its optimum; the floor and the solution of `geometry` are its own."""
+    """The objective about its optimum; floor and solution of `geometry` are its own."""
 
     blocks: RowBlocks
     fit_intercept: bool
@@ -104,34 +105,37 @@ class Landscape:
     def _divergences(
         self, change: np.ndarray, mean_error: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the losses: from their values and from their derivatives; and the size of those at the optimum."""
-        n_models, n_targets, n_features = change.shape
+        """Of the losses: from their values and from their derivatives; and their size at the optimum.
+
+        Model by model, so that rounding does not depend on how many there are: a training that is resumed
+        takes the decisions of one that was not.
+        """
+        n_models, n_targets, _ = change.shape
         device = self.blocks.device
-        weights = torch.from_numpy(change.reshape(-1, n_features).T.copy()).to(device)
-        constant = torch.from_numpy(mean_error.reshape(-1).copy()).to(device)
-        rows_at_once = max(1, RESIDUAL_BYTES // (8 * len(constant)))
+        weights = torch.from_numpy(np.ascontiguousarray(change.transpose(0, 2, 1))).to(device)
+        constants = torch.from_numpy(mean_error.copy()).to(device)
+        rows_at_once = max(1, CHUNK_BYTES // (8 * n_targets))
 
         def of(block: Block) -> torch.Tensor:
-            sums = torch.zeros((3, n_models, n_targets), dtype=torch.float64, device=device)
+            sums = torch.zeros((n_models, 3, n_targets), dtype=torch.float64, device=device)
             for first in range(0, len(block.y), rows_at_once):
                 part = slice(first, first + rows_at_once)
                 y = block.y[part]
                 rows, at_optimum = self._rows_and_predictions(block, part)
-                moved = torch.addmm(constant, rows, weights).view(len(y), n_models, n_targets)
-                prediction = moved + at_optimum[:, None]
-                target = y[:, None].expand_as(moved)
                 value, slope = self.loss.value(at_optimum, y), self.loss.derivative(at_optimum, y)
-                rise = self.loss.value(prediction, target) - value[:, None] - slope[:, None] * moved
-                steeper = (self.loss.derivative(prediction, target) - slope[:, None]) * moved / 2
                 weight = torch.ones_like(y[:, 0]) if block.weight is None else block.weight[part]
-                sums[0] += torch.tensordot(weight, rise, 1)
-                sums[1] += torch.tensordot(weight, steeper, 1)
-                sums[2] += weight @ value.abs()
+                for sums_of_model, coef, constant in zip(sums, weights, constants, strict=True):
+                    moved = torch.addmm(constant, rows, coef)
+                    prediction = at_optimum + moved
+                    rise = (self.loss.value(prediction, y) - value).addcmul_(slope, moved, value=-1)
+                    steeper = (self.loss.derivative(prediction, y) - slope).mul_(moved)
+                    sums_of_model[0] += weight @ rise
+                    sums_of_model[1] += weight @ steeper
+                sums[:, 2] += weight @ value.abs()
             return sums
 
-        sums = self.blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
-        direct, parabola, size = sums / self.geometry.weight_sum
-        return direct, parabola, size
+        sums = self.blocks.map_reduce(of, torch.add, dense=True).cpu().numpy() / self.geometry.weight_sum
+        return sums[:, 0], sums[:, 1] / 2, sums[:, 2]
 
     def _rows_and_predictions(self, block: Block, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows about the center, and their predictions at the optimum."""
@@ -180,7 +184,7 @@ class Landscape:
         )
 
     def _hessian(self, transform: np.ndarray) -> np.ndarray:
-        """The mean over targets of the loss's Hessians over `kappa`, by transformed features and intercept."""
+        """The mean over targets of the loss's Hessians over `kappa`, by transformed features."""
         matrix = torch.from_numpy(transform).to(self.blocks.device)
         per_kappa = torch.from_numpy(1 / self.kappa / len(self.kappa)).to(self.blocks.device)
 
@@ -237,7 +241,7 @@ def _at_fixed_scale(loss: Loss, solution: Solution) -> Loss:
     assert solution.scale is not None
     if not (solution.scale > 0).all():
         raise ValueError(
-            f"loss={loss!r} estimates a scale of 0, since the model fits most rows exactly, and such a loss has "
+            f"loss={loss!r} estimates a scale of 0, since the model fits most rows exactly; that loss has "
             "no gradient to follow. Use solver='auto', or give Huber a number for scale."
         )
     return LossAtScale(loss, solution.scale)

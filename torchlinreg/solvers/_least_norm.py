@@ -9,7 +9,7 @@ from scipy.optimize import nnls
 
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
-from torchlinreg.solvers._design import center_and_spread
+from torchlinreg.solvers._design import center_and_spread, centred_gram
 from torchlinreg.solvers._normal import cholesky
 
 # Eigenvalues of the Gram matrix of unit columns below this are 0, and pivots above the other are not near it.
@@ -27,7 +27,7 @@ def with_least_norm(problem: Problem, solution: Solution) -> Solution:
         return solution
     center, spread, _ = center_and_spread(problem)
     unit = np.where(spread > 0, spread, 1.0)
-    gram = _unit_gram(problem, unit)
+    gram = centred_gram(problem, unit) + np.diag(penalty.l2 / unit**2)
     free = _null_space(gram)
     if free.shape[1] == 0:
         return solution
@@ -42,22 +42,6 @@ def with_least_norm(problem: Problem, solution: Solution) -> Solution:
         intercept[target] += center @ (old - new)
     status = Status.MINIMUM_NORM if solution.status is Status.OPTIMAL else solution.status
     return replace(solution, coef=coef, intercept=intercept, status=status)
-
-
-def _unit_gram(problem: Problem, unit: np.ndarray) -> np.ndarray:
-    """Second moments of the centred features over `unit`, ridge penalty included."""
-    moments = problem.moments
-    raw = moments.raw.cpu().numpy()
-    n_features = len(unit)
-    scatter = np.triu(raw) + np.triu(raw, 1).T
-    scatter = scatter[1 : 1 + n_features, 1 : 1 + n_features] / raw[0, 0]
-    if problem.fit_intercept:
-        mean = raw[0, 1 : 1 + n_features] / raw[0, 0]
-        scatter = scatter - np.outer(mean, mean)
-    if moments.frame.scale is not None:
-        scale = moments.frame.scale[1 : 1 + n_features].cpu().numpy()
-        unit = unit * scale
-    return scatter / unit[:, None] / unit + np.diag(problem.penalty.l2 / unit**2)
 
 
 def _null_space(gram: np.ndarray) -> np.ndarray:

@@ -120,6 +120,13 @@ class LossRows:
         return largest.numpy()
 
 
+class Settled(NamedTuple):
+    """Parameters after a proximal step, and their coefficients, with exact zeros and within their bounds."""
+
+    theta: torch.Tensor
+    coef: np.ndarray  # shape: (n_targets, n_features)
+
+
 class Prox:
     """Proximal steps of the l1 penalty and the bounds in an optimizer's parameters.
 
@@ -133,9 +140,10 @@ class Prox:
         self._n_inside = coordinates.optimum.shape[1] - coordinates.fit_intercept
         self._is_diagonal = coordinates.transform is None or coordinates.transform.ndim == 1
         self._gram = None if self._is_diagonal else _scaled_gram(coordinates)
+        self._last: tuple[torch.Tensor, float, Settled] | None = None
 
     def coef_of_step(self, theta: torch.Tensor, step: float) -> np.ndarray:
-        """The coefficients that minimise ``penalty + |z - theta|^2 / (2 step)``; zeros and bounds are exact."""
+        """The coefficients that minimise ``penalty + |z - theta|^2 / (2 step)``; zeros are exact."""
         coordinates = self._coordinates
         parameters = theta.cpu().numpy()
         if coordinates.transform is None:
@@ -158,12 +166,18 @@ class Prox:
         return np.where(found == scaled.upper, penalty.upper, result)
 
     def step(self, theta: torch.Tensor, step: float) -> Settled:
-        """These and their parameters; the intercept's stay."""
+        """These and their parameters; the intercept's stay.
+
+        The last one is kept: what an epoch led to is asked for after it, and by the next one.
+        """
+        if self._last is not None and self._last[1] == step and torch.equal(self._last[0], theta):
+            return self._last[2]
         coef = self.coef_of_step(theta, step)
         result = theta.clone()
         inside = torch.from_numpy(self._coordinates.inside(coef)).to(theta.device)
         result[:, : self._n_inside] = inside
-        return Settled(result, coef)
+        self._last = theta, step, Settled(result, coef)
+        return self._last[2]
 
 
 def _scaled_gram(coordinates: Coordinates) -> tuple[np.ndarray, np.ndarray]:
@@ -173,13 +187,6 @@ def _scaled_gram(coordinates: Coordinates) -> tuple[np.ndarray, np.ndarray]:
     unit = np.where(unit > 0, unit, 1.0)
     rows = coordinates.inverse / unit
     return rows.T @ rows, unit
-
-
-class Settled(NamedTuple):
-    """Parameters after a proximal step, and their coefficients, with exact zeros and within their bounds."""
-
-    theta: torch.Tensor
-    coef: np.ndarray  # shape: (n_targets, n_features)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block
-from torchlinreg._moments import symmetric, upper_gram
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss
 from torchlinreg.solvers._design import Design, design_of
+from torchlinreg.solvers._expansion import Expansion, Objective
 from torchlinreg.solvers._interior_point import solve_interior_point
 from torchlinreg.solvers._normal import cholesky, solve_upper
 from torchlinreg.solvers._quadratic import minimise_quadratic
@@ -46,111 +45,14 @@ LEAST_GAIN = 4.0
 NO_SCALE = 1e-13
 # In a step, the scale does not fall below this share of itself.
 LEAST_SHRINK = 0.1
-# Curvatures below this share of the largest, negatively, are more than rounding; differences of a derivative
-# are taken so far apart, relative to the residual.
-NEGATIVE = 1e-8
-DIFFERENCE = 1e-4
 # A Hessian is singular where its smallest eigenvalue is below this share of its largest; a ridge of the other
-# share of the objective, in coordinates of unit columns, then decides among several optima. It raises the
-# objective by the square of it.
+# share of the objective, in coordinates of unit columns, then decides among several optima.
 FLAT, PULL = 1e-12, 1e-6
 # Mean curvatures below this share of that at a residual of 0 are those of rows that are mostly far off; the
 # least absolute error, to this tolerance, is then the better start.
 THIN, ROBUST_TOL = 0.05, 1e-6
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
 GOOD_ENOUGH = 1e-9
-
-
-class Expansion(NamedTuple):
-    """The mean loss at a point, with its gradient and Hessian by the variables."""
-
-    value: float
-    gradient: np.ndarray  # shape: (n_variables,)
-    hessian: np.ndarray  # shape: (n_variables, n_variables)
-
-
-@dataclass(frozen=True)
-class _Objective:
-    """The objective of one target: variables are the coordinates and, if it is estimated, the scale."""
-
-    design: Design
-    loss: Loss
-    target: int
-
-    def expand(self, variables: np.ndarray) -> Expansion:
-        """Value, gradient and Hessian of the mean loss; one pass over the rows."""
-        scale = float(variables[-1]) if self.loss.estimates_scale else 1.0
-        n_columns = self.design.n_columns
-        theta = torch.from_numpy(variables[:n_columns].copy()).to(self.design.blocks.device)
-        n_variables = len(variables)
-        buffer = torch.empty((0, n_variables), dtype=torch.float64, device=theta.device)
-
-        def of(block: Block) -> torch.Tensor:
-            nonlocal buffer
-            rows = block.X
-            assert rows is not None
-            if len(buffer) < len(rows):
-                buffer = torch.empty((len(rows), n_variables), dtype=torch.float64, device=theta.device)
-            prediction = (rows @ theta) / scale
-            target = block.y[:, self.target] / scale
-            value, first, second = self._derivatives(prediction, target)
-            if block.weight is not None:
-                value, first, second = value * block.weight, first * block.weight, second * block.weight
-            weighted = buffer[: len(rows)]
-            root = (second / scale).sqrt()
-            torch.mul(rows, root[:, None], out=weighted[:, :n_columns])
-            result = torch.empty((n_variables + 1, n_variables + 1), dtype=torch.float64, device=theta.device)
-            result[0, 1 : 1 + n_columns] = first @ rows
-            result[0, 0] = value.sum() * scale
-            if self.loss.estimates_scale:
-                residual = prediction - target
-                torch.mul(residual, root, out=weighted[:, n_columns]).neg_()
-                result[0, -1] = value.sum() - first @ residual
-            result[1:, 1:] = upper_gram(weighted)
-            return result
-
-        blocks = self.design.blocks
-        total = blocks.map_reduce(of, torch.add, dense=True).cpu()
-        total /= blocks.n_samples if blocks.weight is None else float(blocks.weight.sum())
-        gradient = total[0, 1:].numpy().copy()
-        value = float(total[0, 0])
-        if self.loss.estimates_scale:
-            gradient[-1] += 0.5
-            value += scale / 2
-        return Expansion(value, gradient, symmetric(total[1:, 1:]).numpy())
-
-    def _derivatives(
-        self, prediction: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        loss = self.loss
-        value = loss.value(prediction, target)
-        first, second = loss.derivative(prediction, target), loss.curvature(prediction, target)
-        if isinstance(loss, CallableLoss):
-            second = _convex_curvature(loss, prediction, target, second)
-        return value, first, second
-
-
-def _convex_curvature(
-    loss: CallableLoss, prediction: torch.Tensor, target: torch.Tensor, curvature: torch.Tensor
-) -> torch.Tensor:
-    """A curvature without negative numbers, if differences of the derivative show that they are rounding.
-
-    ``log(cosh(r))`` is convex, but at r = 370 its second derivative by autograd is -0.01.
-    """
-    doubtful = ~(curvature >= 0)
-    if not doubtful.any():
-        return curvature
-    at, of = prediction[doubtful], target[doubtful]
-    step = DIFFERENCE * (1 + (at - of).abs())
-    slope = (loss.derivative(at + step, of) - loss.derivative(at - step, of)) / (2 * step)
-    lowest, where = slope.min(0)
-    if lowest < -NEGATIVE * curvature.nan_to_num().abs().max():
-        raise ValueError(
-            f"loss={loss.function!r} is not convex: its second derivative is {float(lowest):.3g} at "
-            f"prediction {float(at[where]):.6g} and target {float(of[where]):.6g}. Only convex losses have "
-            "one optimum; use one of torchlinreg.losses, such as Huber() for data with outliers."
-        )
-    return curvature.masked_scatter(doubtful, slope.clamp(min=0.0))
 
 
 def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -224,21 +126,26 @@ def _solve_target(
     limit: int,
     robust_start: Callable[[], np.ndarray],
 ) -> _End:
-    objective = _Objective(design, problem.loss, target)
+    objective = Objective(design, problem.loss, target)
     model = _Model.of(design, problem.loss.estimates_scale)
     variables, here, unit = _first(objective, model, robust_start)
     end = _descend(objective, model, variables, here, unit, tol, limit)
     if end.status is not Status.OPTIMAL or end.is_flat or not model.is_flat_at(end.hessian):
         return end
-    # Several optima: the one that a vanishing ridge leads to does not depend on the start.
-    pulled = replace(model, pull=PULL * unit, toward=_constant_prediction(design, target))
-    here = objective.expand(end.variables)
-    again = _descend(objective, pulled, end.variables, here, unit, tol, limit)
-    return again._replace(n_iter=end.n_iter + again.n_iter)
+    # Of several optima a small ridge leads to one that does not depend on the start; a second one, about
+    # that, takes away what the first has moved elsewhere.
+    toward = _constant_prediction(design, target)
+    for _ in range(2):
+        pulled = replace(model, pull=PULL * unit, toward=toward)
+        here = objective.expand(end.variables)
+        again = _descend(objective, pulled, end.variables, here, unit, tol, limit)
+        end = again._replace(n_iter=end.n_iter + again.n_iter)
+        toward = end.variables[: design.n_columns]
+    return end
 
 
 def _descend(
-    objective: _Objective,
+    objective: Objective,
     model: _Model,
     variables: np.ndarray,
     here: Expansion,
@@ -259,12 +166,14 @@ def _descend(
         close = damping == 0 and gain <= ROUNDING * abs(before)
         if gain <= tol**2 * unit * (damping == 0) or (close and gain * LEAST_GAIN > last_gain):
             return _End(variables, gain / unit, Status.OPTIMAL, n_iter, here.hessian)
+        if close and gain * gain <= tol**2 * unit * last_gain < np.inf:  # convergence is quadratic
+            return _End(goal, gain / last_gain * gain / unit, Status.OPTIMAL, n_iter, here.hessian)
         trial = goal if not has_scale else _with_positive_scale(variables, goal)
-        there = objective.expand(trial)
+        there = objective.expand(trial, here)
         fall = before - there.value - model.penalty_of(trial)
         if close or fall >= ACCEPTED * gain:
             variables, here = trial, there
-            last_gain = gain if close else np.inf
+            last_gain = gain if damping == 0 else np.inf
             if fall >= GOOD_FALL * gain:
                 damping /= DAMPING_FACTOR
             if damping <= NO_DAMPING * float(here.hessian.diagonal().max()):
@@ -295,7 +204,7 @@ def _with_positive_scale(variables: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def _first(
-    objective: _Objective, model: _Model, robust_start: Callable[[], np.ndarray]
+    objective: Objective, model: _Model, robust_start: Callable[[], np.ndarray]
 ) -> tuple[np.ndarray, Expansion, float]:
     """Where to start, of a constant prediction and the least squares fit, and the objective of the former.
 
@@ -304,39 +213,40 @@ def _first(
     """
     design, loss = objective.design, objective.loss
     y = design.blocks.y[:, objective.target]
-    theta = _constant_prediction(design, objective.target)
-    starts = [model.feasible(each) for each in (theta, design.start[:, objective.target])]
-    if loss.estimates_scale:
-        starts = [np.append(each, _root_mean_square_error(design, each, y)) for each in starts]
+    constant = model.feasible(_constant_prediction(design, objective.target))
+    fitted = model.feasible(design.start[:, objective.target])
     if isinstance(loss, CallableLoss):
-        constant = torch.full_like(y, theta[0] if design.fit_intercept else 0.0)
-        loss.check(constant, y)
-    if loss.estimates_scale and min(each[-1] for each in starts) == 0:  # all residuals are 0
-        exact = min(starts, key=lambda each: float(each[-1]))
-        return exact, Expansion(0.0, np.zeros(len(exact)), np.eye(len(exact))), 1.0
-    with np.errstate(all="ignore"):
-        expansions = [objective.expand(each) for each in starts]
-    values = [each.value + model.penalty_of(at) for at, each in zip(starts, expansions, strict=True)]
-    sound = [k for k in range(2) if np.isfinite(values[k]) and np.isfinite(expansions[k].hessian).all()]
-    if not sound:
-        raise ValueError(
-            f"loss={loss!r} is not finite: its mean is {expansions[0].value} where all predictions are "
-            f"{theta[0]:.6g}, and {expansions[1].value} at the least squares fit. It must give finite "
-            "numbers, with finite derivatives, for every prediction."
+        loss.check(torch.full_like(y, constant[0] if design.fit_intercept else 0.0), y)
+    if loss.estimates_scale:
+        constant, fitted = (
+            np.append(each, objective.root_mean_square_error(each)) for each in (constant, fitted)
         )
-    best = min(sound, key=lambda k: values[k])
-    unit = abs(values[sound[0]]) or 1.0
-    thin = np.trace(expansions[best].hessian) < THIN * len(theta) * _curvature_at_zero(loss)
+        for exact in (constant, fitted):
+            if exact[-1] == 0:  # all residuals are 0
+                return exact, Expansion(0.0, np.zeros(len(exact)), np.eye(len(exact))), 1.0
+    reference = objective.value(constant) + model.penalty_of(constant)
+    variables, here = fitted, objective.expand(fitted)
+    if not here.is_finite or here.value + model.penalty_of(fitted) > reference:
+        variables, here = constant, objective.expand(constant)
+    if not here.is_finite:
+        raise ValueError(
+            f"loss={loss!r} is not finite: neither where all predictions are "
+            f"{constant[0] if design.fit_intercept else 0.0:.6g}, nor at the least squares fit. It must give "
+            "finite numbers, with finite derivatives, for every prediction."
+        )
+    unit = (abs(reference) if np.isfinite(reference) else abs(here.value)) or 1.0
+    n_columns = design.n_columns
+    thin = np.trace(here.hessian) < THIN * n_columns * _curvature_at_zero(loss)
     if thin and not loss.estimates_scale:
         robust = model.feasible(robust_start()[:, objective.target])
         return robust, objective.expand(robust), unit
-    if isinstance(loss, CallableLoss) and not expansions[best].hessian.any():
+    if isinstance(loss, CallableLoss) and not here.hessian.any():
         raise ValueError(
             f"loss={loss!r} has no curvature: its second derivative is 0 for all rows. Use AbsoluteError, "
             "Quantile or EpsilonInsensitive of torchlinreg.losses for piecewise linear losses, which are "
             "solved exactly."
         )
-    return starts[best], expansions[best], unit
+    return variables, here, unit
 
 
 def _constant_prediction(design: Design, target: int) -> np.ndarray:
@@ -351,12 +261,6 @@ def _curvature_at_zero(loss: Loss) -> float:
     """Where the residual is 0; 0 for users' functions, which may not be of the residual."""
     zero = torch.zeros(1, dtype=torch.float64)
     return 0.0 if isinstance(loss, CallableLoss) else float(loss.curvature(zero, zero))
-
-
-def _root_mean_square_error(design: Design, theta: np.ndarray, y: torch.Tensor) -> float:
-    at = torch.from_numpy(theta).to(y.device)
-    parts = [block.X @ at for block in design.blocks.dense() if block.X is not None]
-    return float((design.share @ (torch.cat(parts) - y).square()).sqrt())
 
 
 @dataclass(frozen=True)

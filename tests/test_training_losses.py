@@ -1,0 +1,525 @@
+"""Training with losses other than the squared error, and with penalties that need proximal steps."""
+
+import functools
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from plain_loop import assert_follows, distance, fit_quietly, model_of, seed_of_shuffles
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from torch.optim import SGD, Adam
+
+from torchlinreg import TorchLinearRegressor, losses
+from torchlinreg._blocks import as_row_blocks
+from torchlinreg._penalty import elastic_net
+from torchlinreg._problem import Problem
+from torchlinreg.callbacks import Checkpoint, CoefficientHistory
+from torchlinreg.losses import as_loss
+from torchlinreg.solvers._landscape import landscape_of
+
+
+def poisson(prediction, target):
+    return torch.exp(prediction) - target * prediction
+
+
+def pseudo_huber(prediction, target):
+    return torch.sqrt(1 + (prediction - target) ** 2) - 1
+
+
+LOSSES = {
+    "huber": losses.Huber(scale=0.5),
+    "log_cosh": losses.LogCosh(),
+    "tube": losses.SquaredEpsilonInsensitive(0.3),
+    "callable": pseudo_huber,
+}
+OPTIMIZERS = {
+    "sgd": (SGD, 0.02),
+    "momentum": (functools.partial(SGD, momentum=0.9), 0.01),
+    "adam": (Adam, 0.05),
+}
+PENALTIES = {
+    "none": {},
+    "ridge": {"alpha": 0.1, "penalty_factor": [1.0, 0.0, 3.0]},
+    "lasso": {"alpha": 0.2, "l1_ratio": 1.0},
+    "elastic net": {"alpha": 0.2, "l1_ratio": 0.5, "penalty_factor": [1.0, 0.0, 3.0]},
+    "positive": {"positive": True},
+    "bounds": {"bounds": ([-0.5, None, -1.0], [0.5, 1.0, 0.5]), "alpha": 0.05, "l1_ratio": 0.3},
+}
+PENALTIES["bounds"]["bounds"] = ([-0.5, -np.inf, -1.0], [0.5, 1.0, 0.5])
+
+
+def problem(n_samples=50, n_targets=None, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n_samples, 3)) * [1, 3, 0.3] + [1, 0, 1]
+    coef = np.array([1.0, -2.0, 3.0]) if n_targets is None else rng.standard_normal((3, n_targets))
+    noise = rng.standard_t(2, (n_samples, *coef.shape[1:]))
+    return X, 1 + X @ coef + 0.5 * noise, rng.integers(0, 4, n_samples) / 2.0
+
+
+class Hand:
+    """The loop of a tutorial, with autograd, and a proximal step of the l1 penalty and bounds."""
+
+    def __init__(self, make, loss, X, y, n_epochs, *, weight=None, batch_size=None, seed=None, **penalty):
+        X, y = torch.from_numpy(X), torch.from_numpy(y.reshape(len(X), -1))
+        function = as_loss(loss).value if not callable(loss) else loss
+        weight = torch.ones(len(X)).double() if weight is None else torch.from_numpy(weight)
+        rows = torch.nonzero(weight > 0)[:, 0]
+        weight = weight / weight[rows].mean()
+        strength = penalty.get("alpha", 0.0) * torch.tensor(penalty.get("penalty_factor", [1.0] * 3)).double()
+        ratio = penalty.get("l1_ratio", 0.0)
+        lower, upper = penalty.get("bounds", (-np.inf, np.inf))
+        lower = np.maximum(lower, 0.0) if penalty.get("positive") else lower
+        linear = torch.nn.Linear(3, y.shape[1], dtype=torch.float64)
+        torch.nn.init.zeros_(linear.weight), torch.nn.init.zeros_(linear.bias)
+        optimizer = make(list(linear.parameters()))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+        def smooth(part):
+            error = (weight[part, None] * function(linear(X[part]), y[part])).sum() / len(part)
+            return error + ((1 - ratio) * strength / 2 * linear.weight.square()).sum()
+
+        coefs, intercepts, curve = [], [], []
+        for _ in range(n_epochs):
+            order = rows if seed is None else rows[torch.randperm(len(rows), generator=generator)]
+            for part in order.split(batch_size or len(rows)):
+                optimizer.zero_grad()
+                smooth(part).backward()
+                optimizer.step()
+                with torch.no_grad():
+                    rate = optimizer.param_groups[0]["lr"]
+                    threshold = rate * ratio * strength
+                    w = linear.weight
+                    w.copy_(torch.sign(w) * (w.abs() - threshold).clamp(min=0))
+                    w.copy_(torch.from_numpy(np.clip(w.numpy(), lower, upper)))
+            coefs.append(linear.weight.detach().numpy().copy())
+            intercepts.append(linear.bias.detach().numpy().copy())
+            with torch.no_grad():
+                curve.append(float(smooth(rows) + (ratio * strength * linear.weight.abs()).sum()))
+        self.coef, self.intercept, self.loss = np.array(coefs), np.array(intercepts), np.array(curve)
+
+
+class TestTrajectory:
+    """With a number for learning_rate training is the plain loop on the raw data, to rounding."""
+
+    @pytest.mark.parametrize("penalty", ["none", "ridge"])
+    @pytest.mark.parametrize("name", OPTIMIZERS)
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_full_batch(self, loss, name, penalty):
+        X, y, weight = problem()
+        make, rate = OPTIMIZERS[name]
+        expected = Hand(
+            functools.partial(make, lr=rate), LOSSES[loss], X, y, 70, weight=weight, **PENALTIES[penalty]
+        )
+        assert expected.loss[-1] < 0.9 * expected.loss[0]
+        reg = TorchLinearRegressor(loss=LOSSES[loss], solver=make, learning_rate=rate, **PENALTIES[penalty])
+        assert_follows(reg, expected, X, y, sample_weight=weight)
+
+    @pytest.mark.parametrize("name", ["sgd", "adam"])
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_minibatches_of_several_targets(self, loss, name):
+        X, y, weight = problem(n_targets=2)
+        make, rate = OPTIMIZERS[name]
+        seed = seed_of_shuffles(3)
+        expected = Hand(
+            functools.partial(make, lr=rate),
+            LOSSES[loss],
+            X,
+            y,
+            6,
+            weight=weight,
+            batch_size=16,
+            seed=seed,
+            alpha=0.05,
+        )
+        reg = TorchLinearRegressor(
+            loss=LOSSES[loss], alpha=0.05, solver=name, learning_rate=rate, batch_size=16, random_state=3
+        )
+        assert_follows(reg, expected, X, y, sample_weight=weight)
+
+    @pytest.mark.parametrize("batch_size", [None, 16])
+    @pytest.mark.parametrize("loss", ["squared_error", "huber", "callable"])
+    @pytest.mark.parametrize("penalty", ["lasso", "elastic net", "positive", "bounds"])
+    def test_proximal_steps_of_gradient_descent(self, penalty, loss, batch_size):
+        X, y, _ = problem()
+        loss = LOSSES.get(loss, loss)
+        seed = seed_of_shuffles(0)
+        expected = Hand(
+            functools.partial(SGD, lr=0.02),
+            loss,
+            X,
+            y,
+            40,
+            batch_size=batch_size,
+            seed=seed,
+            **PENALTIES[penalty],
+        )
+        reg = TorchLinearRegressor(
+            loss=loss,
+            solver="sgd",
+            learning_rate=0.02,
+            batch_size=batch_size,
+            random_state=0,
+            **PENALTIES[penalty],
+        )
+        assert_follows(reg, expected, X, y)
+        zeros = expected.coef[-1] == 0
+        assert ((model_of(fit_quietly(reg.set_params(max_iter=40, tol=0), X, y))[0] == 0) == zeros).all()
+
+    @pytest.mark.parametrize("penalty", ["none", "lasso"])
+    def test_line_search(self, penalty):
+        X, y, _ = problem()
+        make = functools.partial(torch.optim.LBFGS, lr=0.5, line_search_fn="strong_wolfe")
+        reg = TorchLinearRegressor(loss="log_cosh", max_iter=60, tol=0, **PENALTIES[penalty])
+        optimum = clone(reg).set_params(max_iter=None, tol=1e-12).fit(X, y)
+        fit_quietly(reg.set_params(solver=make), X, y)
+        assert distance(reg, optimum.coef_, optimum.intercept_, X, y) < 1e-5
+
+    def test_an_optimizer_of_functions_of_its_own_makes_the_same_proximal_steps(self):
+        X, y, _ = problem()
+        common = {"max_iter": 30, "tol": 0, **PENALTIES["lasso"]}
+        plain = fit_quietly(TorchLinearRegressor(solver="sgd", learning_rate=0.02, **common), X, y)
+        own = fit_quietly(TorchLinearRegressor(solver=lambda params: SGD(params, lr=0.02), **common), X, y)
+        np.testing.assert_allclose(own.coef_, plain.coef_, atol=1e-13)
+
+    def test_huber_keeps_the_estimated_scale(self):
+        X, y, _ = problem()
+        scale = TorchLinearRegressor(loss="huber").fit(X, y).scale_
+        reg = fit_quietly(
+            TorchLinearRegressor(loss="huber", solver="sgd", learning_rate=0.02, max_iter=40, tol=0), X, y
+        )
+        expected = Hand(functools.partial(SGD, lr=0.02), losses.Huber(scale=scale), X, y, 40)
+        assert reg.scale_ == scale
+        # The loss of the joint estimate is that of the scale over it, but for a constant.
+        at_scale = Hand(functools.partial(SGD, lr=0.02 / scale), losses.Huber(scale=scale), X, y, 40)
+        np.testing.assert_allclose(reg.coef_, at_scale.coef[-1][0], rtol=1e-9)
+        assert np.abs(reg.coef_ - expected.coef[-1][0]).max() > 1e-4
+        np.testing.assert_allclose(reg.loss_curve_, at_scale.loss / scale + scale / 2, rtol=1e-10)
+
+
+def hubble(seed=0):
+    """Velocities (km/s) and distances (Mpc) as raw as in the data, with a second column of other units."""
+    rng = np.random.default_rng(seed)
+    mpc = rng.uniform(0.03, 2, 60)
+    velocity = -40 + 454 * mpc + 200 * rng.standard_normal(60)
+    velocity[:5] += 2000
+    return np.column_stack([mpc, 1e3 * mpc**2 + 50]), velocity
+
+
+ROUGH = {
+    "none": {},
+    "ridge": {"alpha": 0.01},
+    "lasso": {"alpha": 0.05, "l1_ratio": 1.0},
+    "positive": {"positive": True},
+}
+SMOOTH = {
+    "squared_error": losses.SquaredError(),
+    "huber": losses.Huber(),
+    "huber at 100": losses.Huber(scale=100.0),
+    "tube": losses.SquaredEpsilonInsensitive(50.0),
+    "wide log cosh": lambda prediction, target: torch.log(torch.cosh((prediction - target) / 100)),
+    "poisson": poisson,
+}
+
+
+class TestOptimum:
+    """With learning_rate="auto" training ends at the optimum of every smooth loss and penalty, on raw data."""
+
+    @pytest.mark.parametrize("penalty", ROUGH)
+    @pytest.mark.parametrize("loss", SMOOTH)
+    def test_of_every_loss_and_penalty(self, loss, penalty):
+        X, y = hubble()
+        if loss == "poisson":
+            y = np.random.default_rng(1).poisson(np.exp(0.3 + 0.8 * X[:, 0])).astype(float)
+        reg = TorchLinearRegressor(loss=SMOOTH[loss], **ROUGH[penalty])
+        exact = clone(reg).fit(X, y)
+        for solver, batch_size in (("sgd", None), ("adam", None), ("lbfgs", None), ("sgd", 16)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                fitted = clone(reg).set_params(solver=solver, batch_size=batch_size, random_state=0).fit(X, y)
+            assert fitted.status_.distance < 1e-7, solver
+            assert fitted.status_.kind.name == "OPTIMAL"
+            assert distance(fitted, exact.coef_, exact.intercept_, X, y) < 1e-7
+            assert fitted.n_iter_ < 600
+            assert ((fitted.coef_ == 0) == (exact.coef_ == 0)).all()
+            if penalty == "positive":
+                assert (fitted.coef_ >= 0).all()
+
+    def test_bounds_are_reached_to_the_last_bit(self):
+        X, y = hubble()
+        for solver in ("sgd", "adam", "lbfgs"):
+            reg = TorchLinearRegressor(loss="huber", solver=solver, bounds=([0.1, 0.1], [150.1, 0.3]))
+            np.testing.assert_array_equal(reg.fit(X, y).coef_, [150.1, 0.3])
+            free = reg.set_params(bounds=([0.1, 0.1], [150.1, 300.0])).fit(X, y).coef_
+            assert free[0] == 150.1
+            assert 0.1 < free[1] < 0.3
+
+    @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
+    def test_exact_zeros_and_bounds_in_every_epoch(self, solver):
+        X, y = hubble()
+        history = CoefficientHistory()
+        reg = TorchLinearRegressor(loss="huber", solver=solver, positive=True, max_iter=20)
+        fit_quietly(reg.set_callbacks(history), X, y)
+        assert (history.coef_ >= 0).all()
+        assert (history.coef_ == 0).any()
+        np.testing.assert_array_equal(history.coef_[-1], reg.coef_)
+
+    def test_weights_targets_and_no_intercept(self):
+        X, y, weight = problem(n_targets=3)
+        for penalty in ROUGH.values():
+            reg = TorchLinearRegressor(loss="huber", fit_intercept=False, **penalty)
+            exact = clone(reg).fit(X, y, weight)
+            fitted = clone(reg).set_params(solver="sgd").fit(X, y, weight)
+            np.testing.assert_allclose(fitted.coef_, exact.coef_, atol=1e-8)
+            np.testing.assert_allclose(fitted.scale_, exact.scale_)
+            repeated = np.repeat(np.arange(len(X)), (2 * weight).astype(int))
+            twice = clone(fitted).fit(X[repeated], y[repeated])
+            np.testing.assert_allclose(twice.coef_, fitted.coef_, atol=1e-7)
+
+    def test_many_correlated_features_by_one_proximal_step_each(self):
+        """Beyond 256 features coordinates are single features, which takes more epochs."""
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((600, 300)) + 1e4
+        y = X[:, 0] - X[:, 1] + rng.standard_normal(600)
+        reg = TorchLinearRegressor(loss=losses.Huber(scale=1.0), alpha=0.05, l1_ratio=1.0, solver="adam")
+        reg.fit(X, y)
+        assert reg.status_.distance < 1e-7
+        assert 2 <= np.count_nonzero(reg.coef_) < 150
+
+    def test_fewer_rows_than_features(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((30, 60))
+        y = X[:, 0] - 2 * X[:, 1] + 0.1 * rng.standard_normal(30)
+        reg = TorchLinearRegressor(alpha=0.1, l1_ratio=1.0, solver="lbfgs")
+        exact = clone(reg).set_params(solver="auto").fit(X, y)
+        fitted = fit_quietly(reg, X, y)
+        np.testing.assert_allclose(fitted.coef_, exact.coef_, atol=1e-4)
+        smooth = TorchLinearRegressor(loss="log_cosh", alpha=0.1, solver="sgd")
+        exact = clone(smooth).set_params(solver="auto").fit(X, y)
+        np.testing.assert_allclose(smooth.fit(X, y).coef_, exact.coef_, atol=1e-7)
+
+    def test_a_start_and_a_scheduler(self):
+        X, y = hubble()
+        exact = TorchLinearRegressor(loss="huber", alpha=0.05, l1_ratio=1.0).fit(X, y)
+        reg = clone(exact).set_params(solver="sgd")
+        reg.fit(X, y, coef_init=[300.0, 0.5], intercept_init=100.0)
+        np.testing.assert_allclose(reg.coef_, exact.coef_, rtol=1e-8)
+        close = clone(reg).fit(X, y, coef_init=exact.coef_, intercept_init=exact.intercept_)
+        assert close.n_iter_ < 3
+        scheduled = clone(reg).set_params(
+            lr_scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.999)
+        )
+        assert scheduled.fit(X, y).status_.distance < 1e-7
+
+
+class TestLandscape:
+    @pytest.mark.parametrize("loss", ["huber", "callable", "squared_error"])
+    @pytest.mark.parametrize("penalty", PENALTIES)
+    def test_excess_is_the_difference_of_the_objectives(self, loss, penalty):
+        X, y, weight = problem(n_targets=2)
+        reg = TorchLinearRegressor(loss=LOSSES.get(loss, loss), **PENALTIES[penalty])
+        asked = Problem(
+            as_row_blocks(X, y, weight), reg._problem_of(as_row_blocks(X, y)).penalty, loss=as_loss(reg.loss)
+        )
+        landscape = landscape_of(asked, 1e-12)
+        rng = np.random.default_rng(0)
+        lower, upper = asked.penalty.lower, asked.penalty.upper
+        optimum, at = landscape.optimum, landscape.geometry.solution.intercept
+
+        def objective(coef, intercept):
+            prediction = torch.from_numpy(X @ coef.T + intercept)
+            values = asked.loss.value(prediction, torch.from_numpy(y)).numpy()
+            return np.average(values, axis=0, weights=weight).sum() + asked.penalty.value(coef).sum()
+
+        assert landscape.geometry.floor == pytest.approx(objective(optimum, at), rel=1e-12)
+        for size in (10.0, 1.0, 1e-2):
+            coef = np.clip(optimum + size * rng.standard_normal(optimum.shape), lower, upper)
+            intercept = at + size
+            mean_error = intercept - at + (coef - optimum) @ landscape.geometry.center
+            excess = landscape.excess((coef - optimum)[None], mean_error[None])
+            assert excess[0] == pytest.approx(objective(coef, intercept) - objective(optimum, at), rel=1e-6)
+
+    def test_excess_has_digits_where_objectives_have_none(self):
+        X, y, _ = problem()
+        landscape = landscape_of(
+            Problem(as_row_blocks(X, y), elastic_net(0, 0, 3), loss=losses.LogCosh()), 1e-12
+        )
+        change = np.array([1.0, -2.0, 0.5])
+        sizes = 10.0 ** -np.arange(2, 13)
+        excess = landscape.excess(sizes[:, None, None] * change, 0.0) / sizes**2
+        np.testing.assert_allclose(excess, excess[-1], rtol=0.05)
+
+
+class TestEnds:
+    def test_early_stopping_by_the_same_loss(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((80, 40))
+        y = X[:, 0] + rng.standard_t(2, 80)
+        X_val = rng.standard_normal((200, 40))
+        y_val = X_val[:, 0] + rng.standard_t(2, 200)
+        reg = TorchLinearRegressor(
+            loss=losses.Huber(scale=1.0),
+            solver="adam",
+            learning_rate=0.02,
+            early_stopping=True,
+            alpha=0.01,
+            l1_ratio=1.0,
+        ).fit(X, y, X_val=X_val, y_val=y_val)
+        assert reg.status_.kind.name == "EARLY_STOPPED"
+        prediction = torch.from_numpy(reg.predict(X_val))
+        loss = float(reg.loss.value(prediction, torch.from_numpy(y_val)).mean())
+        assert loss == pytest.approx(reg.validation_loss_curve_.min(), rel=1e-9)
+        assert reg.validation_loss_curve_[-1] > loss
+
+    def test_early_stopping_with_losses_below_zero(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((200, 3))
+        y = rng.poisson(np.exp(1 + X @ [0.5, 0.3, 0.0])).astype(float)
+        reg = TorchLinearRegressor(loss=poisson, solver="sgd", early_stopping=True, random_state=0).fit(X, y)
+        assert reg.validation_loss_curve_.max() < 0
+        assert reg.n_iter_ > 10
+        assert distance(reg, [0.5, 0.3, 0.0], 1.0, X, y) < 0.1
+
+    @pytest.mark.parametrize("loss", ["huber", poisson])
+    def test_divergence_is_an_error(self, loss):
+        X, y, _ = problem()
+        y = np.abs(y).round() if loss is poisson else y
+        reg = TorchLinearRegressor(loss=loss, solver="sgd", learning_rate=1e9, max_iter=50)
+        with pytest.raises(FloatingPointError, match=r"diverged.*is stable below \d"):
+            reg.fit(X, y)
+
+    def test_the_rate_that_the_error_names_is_stable(self):
+        X, y, _ = problem()
+        reg = TorchLinearRegressor(loss=pseudo_huber, solver="sgd", learning_rate=1e8, max_iter=300)
+        with pytest.raises(FloatingPointError) as error:
+            reg.fit(X, y)
+        stable = float(re.search(r"stable below ([\d.e+-]+)\.", str(error.value)).group(1))
+        curve = fit_quietly(reg.set_params(learning_rate=0.5 * stable), X, y).loss_curve_
+        assert (np.diff(curve) <= 1e-12).all()
+
+    def test_too_few_epochs_are_told(self):
+        X, y = hubble()
+        with pytest.warns(ConvergenceWarning, match="max_iter epochs"):
+            reg = TorchLinearRegressor(loss="huber", solver="adam", max_iter=5).fit(X, y)
+        assert reg.status_.distance > 1e-3
+
+    def test_a_scale_of_zero_is_refused(self):
+        X, y, _ = problem()
+        y = X @ [1.0, 2.0, 3.0]
+        y[:3] += 100
+        with pytest.raises(ValueError, match=r"scale of 0.*solver='auto'.*number for scale"):
+            TorchLinearRegressor(loss="huber", solver="sgd").fit(X, y)
+
+    @pytest.mark.parametrize("loss", ["quantile", "absolute_error", losses.EpsilonInsensitive(0.1)])
+    @pytest.mark.parametrize("method", ["fit", "partial_fit"])
+    def test_losses_without_gradient_are_refused(self, loss, method):
+        X, y, _ = problem()
+        reg = TorchLinearRegressor(loss=loss, solver="sgd", learning_rate=0.1)
+        with pytest.raises(ValueError, match=r"gradients.*(does not serve|does not have).*solver='auto'"):
+            getattr(reg, method)(X, y)
+
+
+class TestResume:
+    @pytest.mark.parametrize("rate", ["auto", 0.02])
+    @pytest.mark.parametrize("penalty", ["none", "lasso"])
+    @pytest.mark.parametrize("batch_size", [None, 16])
+    def test_goes_on_bit_by_bit(self, rate, penalty, batch_size, tmp_path):
+        X, y, weight = problem()
+        reg = TorchLinearRegressor(
+            loss="huber",
+            solver="adam",
+            learning_rate=rate,
+            batch_size=batch_size,
+            random_state=0,
+            tol=0,
+            max_iter=12,
+            **PENALTIES[penalty],
+        )
+        whole = fit_quietly(clone(reg), X, y, weight)
+        path = tmp_path / "state.pt"
+        interrupted = clone(reg).set_callbacks(Checkpoint(path, every=5))
+        fit_quietly(interrupted, X, y, weight)
+        resumed = fit_quietly(clone(reg), X, y, weight, resume_from=path)
+        np.testing.assert_array_equal(resumed.coef_, whole.coef_)
+        assert resumed.intercept_ == whole.intercept_
+        np.testing.assert_array_equal(resumed.loss_curve_, whole.loss_curve_)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"loss": "log_cosh"},
+            {"loss": losses.Huber(scale=2.0)},
+            {"loss": pseudo_huber},
+            {"l1_ratio": 0.5},
+            {"alpha": 0.1},
+            {"positive": True},
+        ],
+        ids=repr,
+    )
+    def test_another_objective_is_refused(self, other, tmp_path):
+        X, y, _ = problem()
+        reg = TorchLinearRegressor(loss="huber", solver="adam", alpha=0.2, l1_ratio=1.0, max_iter=5)
+        path = tmp_path / "state.pt"
+        fit_quietly(clone(reg).set_callbacks(Checkpoint(path, every=2)), X, y)
+        with pytest.raises(ValueError, match="checkpoint was written with"):
+            clone(reg).set_params(**other).fit(X, y, resume_from=path)
+
+
+class TestPartialFit:
+    @pytest.mark.parametrize("penalty", ["none", "ridge", "lasso", "positive"])
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_is_one_pass_of_the_loop(self, loss, penalty):
+        X, y, _ = problem()
+        make = functools.partial(SGD, lr=0.02)
+        expected = Hand(make, LOSSES[loss], X, y, 1, batch_size=10, **PENALTIES[penalty])
+        reg = TorchLinearRegressor(
+            loss=LOSSES[loss],
+            solver="sgd",
+            learning_rate=0.02,
+            batch_size=10,
+            shuffle=False,
+            **PENALTIES[penalty],
+        )
+        for part in (slice(0, 30), slice(30, 50)):
+            reg.partial_fit(X[part], y[part])
+        np.testing.assert_allclose(reg.coef_, expected.coef[0, 0], atol=1e-12)
+        assert ((reg.coef_ == 0) == (expected.coef[0, 0] == 0)).all()
+        assert reg.n_iter_ == 2
+
+    def test_bounds_with_any_optimizer(self):
+        X, y, _ = problem()
+        reg = TorchLinearRegressor(positive=True, solver="adam", learning_rate=0.05, batch_size=10)
+        for _ in range(30):
+            reg.partial_fit(X, y)
+        assert (reg.coef_ >= 0).all()
+        assert reg.coef_[1] == 0
+
+    @pytest.mark.parametrize(
+        ("parameters", "words"),
+        [
+            ({"loss": "huber", "learning_rate": 0.1}, "number for scale"),
+            ({"loss": "log_cosh"}, "number for learning_rate"),
+            ({"alpha": 0.1, "l1_ratio": 1.0}, "l1 penalty.*number for learning_rate"),
+            ({"positive": True}, "positive.*number for learning_rate"),
+        ],
+    )
+    def test_refusals_say_what_to_do(self, parameters, words):
+        X, y, _ = problem()
+        with pytest.raises(ValueError, match=words):
+            TorchLinearRegressor(solver="sgd", **parameters).partial_fit(X, y)
+
+    def test_divergence_leaves_the_model(self):
+        X, y, _ = problem()
+        reg = TorchLinearRegressor(loss=pseudo_huber, solver="sgd", learning_rate=0.02).partial_fit(X, y)
+        before = reg.coef_.copy()
+        with pytest.raises(FloatingPointError, match="stable below"):
+            reg.set_params(learning_rate=1e12).partial_fit(X, y)
+        np.testing.assert_array_equal(reg.coef_, before)
+
+    def test_a_loss_that_is_not_elementwise(self):
+        X, y, _ = problem()
+        reg = TorchLinearRegressor(loss=lambda p, t: (p - p.mean() - t) ** 2, solver="sgd", learning_rate=0.1)
+        with pytest.raises(ValueError, match="elementwise"):
+            reg.partial_fit(X, y)

@@ -1,0 +1,188 @@
+"""The mean loss at a point with its gradient and Hessian: one pass over the rows, additive over blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from torchlinreg._blocks import Block
+from torchlinreg._moments import symmetric, upper_gram
+from torchlinreg.losses import CallableLoss, Loss
+from torchlinreg.solvers._design import Design
+
+# Curvatures below this share of the largest, negatively, are more than rounding; differences of a derivative
+# are taken so far apart, relative to the residual.
+NEGATIVE = 1e-8
+DIFFERENCE = 1e-4
+
+
+class Expansion(NamedTuple):
+    """The mean loss about a point: its value, gradient and Hessian there, by the variables."""
+
+    value: float
+    gradient: np.ndarray  # shape: (n_variables,)
+    hessian: np.ndarray  # shape: (n_variables, n_variables)
+    variables: np.ndarray | None = None  # the point; None stands for one of curvature 1 in all rows
+    gram: np.ndarray | None = None  # mean of the columns' products times the curvature, at a scale of 1
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return bool(
+            np.isfinite(self.value) and np.isfinite(self.gradient).all() and np.isfinite(self.hessian).all()
+        )
+
+
+class _Derivatives(NamedTuple):
+    """Of the rows of a block, times the weights and in units of the scale."""
+
+    residual: torch.Tensor
+    value: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean loss of one target: variables are the coordinates and, if it is estimated, the scale.
+
+    With a scale ``s`` the loss is ``s / 2 + s * loss(residual / s)``, jointly convex.
+    """
+
+    design: Design
+    loss: Loss
+    target: int
+
+    def expand(self, variables: np.ndarray, near: Expansion | None = None) -> Expansion:
+        """Value, gradient and Hessian; one pass over the rows.
+
+        Where the curvature takes few values, only rows are multiplied whose curvature is another one than at
+        the point of `near`; without that than 1, whose products come with the design.
+        """
+        blocks, has_scale = self.design.blocks, self.loss.estimates_scale
+        if not self.loss.curvature_is_stepwise:
+            near = None
+        elif near is None and self.design.gram is not None:
+            near = Expansion(0.0, np.empty(0), np.empty(0), None, self.design.gram)
+        thetas, scales = self._points(variables, near)
+        n_columns, scale = self.design.n_columns, scales[0]
+
+        def of(block: Block) -> torch.Tensor:
+            rows = block.X
+            assert rows is not None
+            # Both predictions, and below both products, in one reading of the rows.
+            predictions = thetas @ rows.T
+            here = self._derivatives(block, predictions[0], scale)
+            result = torch.zeros((n_columns + 5, max(1, n_columns)), dtype=torch.float64, device=rows.device)
+            if near is None:
+                result[:n_columns, :n_columns] = upper_gram(rows * here.second.sqrt()[:, None])
+            else:
+                before = self._curvature_before(block, predictions[1:], scales[1:])
+                result[:n_columns, :n_columns] = _gram_of_change(rows, here.second - before)
+            if not has_scale:
+                result[n_columns, :n_columns] = here.first @ rows
+            else:
+                pull = here.second * here.residual
+                result[n_columns : n_columns + 2, :n_columns] = torch.stack([here.first, pull]) @ rows
+                result[n_columns + 3, 0] = here.first @ here.residual
+                result[n_columns + 4, 0] = pull @ here.residual
+            result[n_columns + 2, 0] = here.value.sum()
+            return result
+
+        total = blocks.map_reduce(of, torch.add, dense=True).cpu()
+        total /= blocks.n_samples if blocks.weight is None else float(blocks.weight.sum())
+        gram = symmetric(total[:n_columns, :n_columns]).numpy()
+        if near is not None and near.gram is not None:
+            gram += near.gram
+        gradient, border = total[n_columns, :n_columns].numpy(), -total[n_columns + 1, :n_columns].numpy()
+        value, slope, bend = total[n_columns + 2 :, 0].tolist()
+        if not has_scale:
+            return Expansion(value, gradient, gram, variables, gram)
+        hessian = np.block([[gram, border[:, None]], [border[None], np.array([[bend]])]]) / scale
+        gradient = np.append(gradient, 0.5 + value - slope)
+        return Expansion(scale / 2 + scale * value, gradient, hessian, variables, gram)
+
+    def value(self, variables: np.ndarray) -> float:
+        """The value alone."""
+        scale = float(variables[-1]) if self.loss.estimates_scale else 1.0
+        target = self.design.blocks.y[:, self.target] / scale
+        mean = float(self.design.share @ self.loss.value(self.predict(variables) / scale, target))
+        return scale / 2 + scale * mean if self.loss.estimates_scale else mean
+
+    def root_mean_square_error(self, theta: np.ndarray) -> float:
+        """Of the predictions at these coordinates."""
+        residual = self.predict(theta) - self.design.blocks.y[:, self.target]
+        return float((self.design.share @ residual.square_()).sqrt())
+
+    def predict(self, variables: np.ndarray) -> torch.Tensor:
+        """The predictions of all rows, which a constant needs no pass for."""
+        theta = self._points(variables, None)[0][0]
+        if not variables[: self.design.n_columns][self.design.features].any() and self.design.fit_intercept:
+            return theta[:1].expand(self.design.blocks.n_samples)
+        return torch.cat([block.X @ theta for block in self.design.blocks.dense() if block.X is not None])
+
+    def _points(self, variables: np.ndarray, near: Expansion | None) -> tuple[torch.Tensor, list[float]]:
+        """Coordinates on the device, a row for each point, and the scales there."""
+        points = [variables] if near is None or near.variables is None else [variables, near.variables]
+        thetas = torch.from_numpy(np.stack([point[: self.design.n_columns] for point in points]))
+        scales = [float(point[-1]) if self.loss.estimates_scale else 1.0 for point in points]
+        return thetas.to(self.design.blocks.device), scales
+
+    def _derivatives(self, block: Block, prediction: torch.Tensor, scale: float) -> _Derivatives:
+        prediction, target = self._in_scales(block, prediction, scale)
+        value, first = self.loss.value(prediction, target), self.loss.derivative(prediction, target)
+        second = self.loss.curvature(prediction, target)
+        if isinstance(self.loss, CallableLoss):
+            second = _convex_curvature(self.loss, prediction, target, second)
+        if block.weight is not None:
+            value, first, second = value * block.weight, first * block.weight, second * block.weight
+        return _Derivatives(prediction - target, value, first, second)
+
+    def _curvature_before(
+        self, block: Block, predictions: torch.Tensor, scales: list[float]
+    ) -> torch.Tensor | float:
+        """At the other point, if there is one; else 1, times the weights."""
+        if not scales:
+            return 1.0 if block.weight is None else block.weight
+        second = self.loss.curvature(*self._in_scales(block, predictions[0], scales[0]))
+        return second if block.weight is None else second * block.weight
+
+    def _in_scales(
+        self, block: Block, prediction: torch.Tensor, scale: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions and targets."""
+        target = block.y[:, self.target]
+        return (prediction, target) if scale == 1 else (prediction / scale, target / scale)
+
+
+def _gram_of_change(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Products of the columns times a change of the rows' weights, of which most are 0."""
+    index = change.nonzero()[:, 0]
+    picked = rows.index_select(0, index)
+    return picked.T @ (picked * change.index_select(0, index)[:, None])
+
+
+def _convex_curvature(
+    loss: CallableLoss, prediction: torch.Tensor, target: torch.Tensor, curvature: torch.Tensor
+) -> torch.Tensor:
+    """A curvature without negative numbers, if differences of the derivative show that they are rounding.
+
+    ``log(cosh(r))`` is convex, but at r = 370 its second derivative by autograd is -0.01.
+    """
+    doubtful = ~(curvature >= 0)
+    if not doubtful.any():
+        return curvature
+    at, of = prediction[doubtful], target[doubtful]
+    step = DIFFERENCE * (1 + (at - of).abs())
+    slope = (loss.derivative(at + step, of) - loss.derivative(at - step, of)) / (2 * step)
+    lowest, where = slope.min(0)
+    if lowest < -NEGATIVE * curvature.nan_to_num().abs().max():
+        raise ValueError(
+            f"loss={loss.function!r} is not convex: its second derivative is {float(lowest):.3g} at "
+            f"prediction {float(at[where]):.6g} and target {float(of[where]):.6g}. Only convex losses have "
+            "one optimum; use one of torchlinreg.losses, such as Huber() for data with outliers."
+        )
+    return curvature.masked_scatter(doubtful, slope.clamp(min=0.0))
