@@ -17,6 +17,9 @@ from torchlinreg.solvers._design import Design
 # are taken so far apart, relative to the residual.
 NEGATIVE = 1e-8
 DIFFERENCE = 1e-4
+# Steps of a first guess of the scale, which is then one of the variables, and the rows it is made from.
+SCALE_STEPS, SCALE_ROWS = 4, 4096
+TINY = 1e-300
 
 
 class Expansion(NamedTuple):
@@ -112,10 +115,22 @@ class Objective:
         mean = float(self.design.share @ self.loss.value(self.predict(variables) / scale, target))
         return scale / 2 + scale * mean if self.loss.estimates_scale else mean
 
-    def root_mean_square_error(self, theta: np.ndarray) -> float:
-        """Of the predictions at these coordinates."""
-        residual = self.predict(theta) - self.design.blocks.y[:, self.target]
-        return float((self.design.share @ residual.square_()).sqrt())
+    def scale_at(self, theta: np.ndarray) -> float:
+        """About the scale that suits these coordinates, from the residuals of some rows."""
+        residual, share = self.predict(theta) - self.design.blocks.y[:, self.target], self.design.share
+        scale = float((share @ residual.square()).sqrt())
+        thinned = slice(None, None, max(1, len(residual) // SCALE_ROWS))
+        residual, share = residual[thinned], share[thinned] / max(float(share[thinned].sum()), TINY)
+        zero = torch.zeros_like(residual)
+        for _ in range(SCALE_STEPS if scale > 0 else 0):
+            inside = residual / scale
+            first = self.loss.derivative(inside, zero)
+            slope = 0.5 + float(share @ (self.loss.value(inside, zero) - inside * first))
+            bend = float(share @ (self.loss.curvature(inside, zero) * inside.square()))
+            if bend == 0:
+                break
+            scale *= max(1 - slope / bend, 0.5)
+        return scale
 
     def predict(self, variables: np.ndarray) -> torch.Tensor:
         """The predictions of all rows, which a constant needs no pass for."""

@@ -218,9 +218,7 @@ def _first(
     if isinstance(loss, CallableLoss):
         loss.check(torch.full_like(y, constant[0] if design.fit_intercept else 0.0), y)
     if loss.estimates_scale:
-        constant, fitted = (
-            np.append(each, objective.root_mean_square_error(each)) for each in (constant, fitted)
-        )
+        constant, fitted = (np.append(each, objective.scale_at(each)) for each in (constant, fitted))
         for exact in (constant, fitted):
             if exact[-1] == 0:  # all residuals are 0
                 return exact, Expansion(0.0, np.zeros(len(exact)), np.eye(len(exact))), 1.0
