@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ def without_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def made_of(*rivals: Entrant, comparable: float = 1.0) -> Case:
+def made_of(*rivals: Entrant) -> Case:
     """A case whose optimum has the value 1, found by ours, with some rivals."""
-    ours = Entrant(OURS, lambda: comparable, lambda: "ours()", role="ours")
+    ours = Entrant(OURS, lambda: 1.0, lambda: "ours()", role="ours")
     return Case("Made up", "9x2", lambda shape: Problem([ours, *rivals], lambda value: value, {}))
 
 
@@ -163,6 +164,21 @@ def test_who_is_slow_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["rival"]["status"] == "wrong"
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_stall_makes_nobody_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def stalled() -> float:
+        calls.append(1)
+        time.sleep(0.2 if len(calls) == 2 else 0.0)  # the first is the small fit
+        return 1.0
+
+    entrant = Entrant("rival", stalled, lambda: "rival()")
+    found = held(made_of(entrant)._replace(slow_s=0.1), monkeypatch)
+    assert found["rival"]["interleaved"]
+    assert len(found["rival"]["samples_s"]) == 2
+
+
 def test_goals_compare_with_the_contestant_they_name() -> None:
     def timing(name: str, role: speed.Role, *samples: float) -> Timing:
         return Timing(name, role, "timed", error=0.0, samples_s=samples, ratio=Ratio(1.0, 1.0, 1.0))
@@ -252,7 +268,7 @@ def test_table_tells_time_iterations_and_excess() -> None:
     ("arguments", "message"),
     [
         (["--rounds", "0"], "must be at least 1"),
-        (["--cases", "huber,tea"], "--cases tea: there are huber, huber_fixed"),
+        (["--cases", "huber,tea"], "--cases tea: there are huber, huber_centred"),
         (["--shape", "25by1"], "not a shape"),
     ],
 )

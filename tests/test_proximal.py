@@ -21,9 +21,9 @@ from torchlinreg.solvers._proximal import solve_active_set
 TOL = 1e-12
 
 
-def fit(X, y, penalty, weight=None, fit_intercept=True, max_iter=None):
+def fit(X, y, penalty, weight=None, fit_intercept=True, max_iter=None, tol=TOL):
     problem = Problem(as_row_blocks(X, y, weight), penalty, fit_intercept)
-    return solve_active_set(problem, TOL, max_iter)
+    return solve_active_set(problem, tol, max_iter)
 
 
 def normal_data(n_samples, n_features, seed=0, n_targets=None, n_relevant=10):
@@ -51,7 +51,7 @@ def objective(X, y, coef, penalty, weight=None, fit_intercept=True):
 
 
 def violation(X, y, coef, penalty, weight=None, fit_intercept=True):
-    """What single coefficients would gain, relative to the objective of the best constant or the solution's."""
+    """The largest correlation of a column with the residual that should not be, but for cancelling terms."""
     X, y = centred(X, y, weight, fit_intercept)
     residual = y - X @ coef
     gradient = X.T @ residual - penalty.l2 * coef
@@ -59,17 +59,17 @@ def violation(X, y, coef, penalty, weight=None, fit_intercept=True):
     up = np.where(coef < penalty.upper, gradient - inside - spread, 0)
     down = np.where(coef > penalty.lower, inside - spread - gradient, 0)
     excess = np.maximum(np.maximum(up, down), 0)
-    norm = np.sqrt((X**2).sum(0))
+    norm = np.sqrt((X**2).sum(0) + penalty.l2)
     gain = np.divide(excess, norm, out=np.zeros_like(excess), where=norm > 0)
-    size = max(float(y @ y), float(residual @ residual), 1e-300)
-    return float(gain.max()) / np.sqrt(size)
+    size = float(np.sqrt(y @ y) + norm @ np.abs(coef))
+    return float(gain.max()) / max(size, 1e-300)
 
 
 PENALTIES = {
-    "lasso": dict(l1_ratio=1.0),
-    "elastic net": dict(l1_ratio=0.5),
-    "positive lasso": dict(l1_ratio=1.0, lower=0.0),
-    "bounded ridge": dict(l1_ratio=0.0, lower=-0.2, upper=0.3),
+    "lasso": {"l1_ratio": 1.0},
+    "elastic net": {"l1_ratio": 0.5},
+    "positive lasso": {"l1_ratio": 1.0, "lower": 0.0},
+    "bounded ridge": {"l1_ratio": 0.0, "lower": -0.2, "upper": 0.3},
 }
 SHAPES = {"tall": (200, 30), "square": (40, 40), "wide": (40, 90)}
 
@@ -88,7 +88,7 @@ def reference(X, y, alpha, l1_ratio, fit_intercept=True, positive=False, weight=
         return other.fit(X, y, sample_weight=weight)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 1e-4])
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01])
 @pytest.mark.parametrize("positive", [False, True])
 @pytest.mark.parametrize("l1_ratio", [1.0, 0.5])
 @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -136,7 +136,9 @@ def test_not_above_bounded_least_squares(shape):
     solution = fit(X, y, penalty, fit_intercept=False)
     other = lsq_linear(X, y, (lower, upper), tol=1e-15, lsq_solver="exact", method="bvls").x
     size = objective(X, y, 0 * other, penalty, fit_intercept=False)
-    ours, theirs = (objective(X, y, one, penalty, fit_intercept=False) for one in (solution.coef[:, 0], other))
+    ours, theirs = (
+        objective(X, y, one, penalty, fit_intercept=False) for one in (solution.coef[:, 0], other)
+    )
     assert ours <= theirs + 1e-13 * size
     assert (solution.coef[:, 0] == lower).any()
     assert (solution.coef[:, 0] == upper).any()
@@ -163,13 +165,17 @@ def problems(draw):
         X += 1e6 * rng.standard_normal(n_features)
     if kind == "units":
         X *= 10.0 ** rng.integers(-6, 7, n_features)
-    y = rng.integers(-3, 4, n_samples) + (X - X.mean(0)) @ (rng.integers(-1, 2, n_features) * (kind != "units"))
+    y = rng.integers(-3, 4, n_samples) + (X - X.mean(0)) @ (
+        rng.integers(-1, 2, n_features) * (kind != "units")
+    )
     if kind == "flat y":
         y = np.full(n_samples, 2.7)
     weight = rng.integers(0, 3, n_samples).astype(float) if draw(st.booleans()) else None
     assume(weight is None or weight.any())
     fit_intercept = draw(st.booleans())
-    strongest = np.abs(centred(X, y, weight, fit_intercept)[0].T @ centred(X, y, weight, fit_intercept)[1]).max()
+    strongest = np.abs(
+        centred(X, y, weight, fit_intercept)[0].T @ centred(X, y, weight, fit_intercept)[1]
+    ).max()
     alpha = float(strongest) * 10.0 ** draw(st.integers(-5, 1))
     factor = rng.integers(0, 3, n_features).astype(float) if draw(st.booleans()) else None
     l1_ratio = draw(st.sampled_from([0.0, 0.5, 1.0]))
@@ -188,17 +194,17 @@ def problems(draw):
     return X, y, weight, fit_intercept, elastic_net(alpha, l1_ratio, n_features, factor, lower, upper)
 
 
-@settings(max_examples=500)
+@settings(max_examples=2000)
 @given(problems())
 def test_optimality_conditions(problem):
     X, y, weight, fit_intercept, penalty = problem
-    solution = fit(X, y, penalty, weight, fit_intercept)
+    solution = fit(X, y, penalty, weight, fit_intercept, tol=1e-30)
     coef = solution.coef[:, 0]
     assert (coef >= penalty.lower).all()
     assert (coef <= penalty.upper).all()
     assert solution.status is Status.OPTIMAL
     assert solution.n_iter >= 1
-    assert violation(X, y, coef, penalty, weight, fit_intercept) < 1e-8
+    assert violation(X, y, coef, penalty, weight, fit_intercept) < 1e-14
     assert np.isfinite(solution.intercept).all()
 
 
@@ -244,9 +250,7 @@ class TestLaws:
         unit = 10.0 ** np.random.default_rng(3).integers(-6, 7, shape[1])
         penalty = self.penalty(name, shape[1])
         plain = fit(X, y, penalty)
-        scaled = Penalty(
-            penalty.l1 * unit, penalty.l2 * unit**2, penalty.lower / unit, penalty.upper / unit
-        )
+        scaled = Penalty(penalty.l1 * unit, penalty.l2 * unit**2, penalty.lower / unit, penalty.upper / unit)
         other = fit(X * unit + 1e3 * unit, y, scaled)
         np.testing.assert_allclose(other.coef * unit[:, None], plain.coef, rtol=1e-8, atol=1e-10)
 
@@ -296,12 +300,12 @@ def test_working_sets_that_meet_bounds_apart_from_zero():
 
 
 def test_working_sets_end_at_max_iter():
-    X, y = normal_data(200, 2000, n_relevant=150)
-    solution = fit(X, y, elastic_net(1e-3, 1.0, 2000), max_iter=2)
+    X, y = normal_data(80, 800, n_relevant=70)
+    solution = fit(X, y, elastic_net(1e-3, 1.0, 800), max_iter=2)
     assert solution.status is Status.ITERATIONS_USED
     assert solution.n_iter == 2
     assert solution.optimality > TOL
-    full = fit(X, y, elastic_net(1e-3, 1.0, 2000))
+    full = fit(X, y, elastic_net(1e-3, 1.0, 800))
     assert full.status is Status.OPTIMAL
     assert full.n_iter > 2
 

@@ -38,7 +38,7 @@ SMALLEST_TOL = 1e-10
 # Gaps relative to the typical residual that float64 cannot tell from 0.
 ROUNDING = 1e-15
 # An optimality up to this counts as reached whatever tol: where columns nearly depend on each other, rounding
-# leaves the duals no better a certificate, while objectives are found to agree with HiGHS to 1e-12.
+# leaves the duals no better a certificate.
 REACHED = 1e-9
 # Where columns do not matter to the loss, steps are kept short by so much curvature; that of a row is its
 # weight over its distance from the kink. By QR, it is a row of so much.
@@ -50,8 +50,10 @@ DEPENDENT_COLUMNS = 1e-5
 MEDIAN_ROWS = 50_000
 # Steps go so far to the boundary.
 TO_BOUNDARY = 0.9995
-# Of bounds one unit away at the start; the loss has slopes of about 1.
-START_DUAL = 0.1
+# Distance from a bound times its dual at the start; the loss has slopes of about 1.
+START_MU = 0.1
+# Rows start at least so far from the boundary, where y is of size 1: some may be met exactly.
+SMALLEST_SHIFT = 1e-4
 # From so many rows on most are left out; with fewer, steps take about as long as their calls.
 SAMPLED_ROWS = 15_000
 # The sample has so many rows, times (n_samples * n_columns)^(2/3), and the rows next to the kinks are so many
@@ -432,8 +434,12 @@ def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: 
     can_by_rows = len(program.y) * len(theta) ** 2 <= LARGEST_QR
     smallest_gap, least_missing, waited, by_rows = np.inf, np.inf, 0, program.by_rows and can_by_rows
     found: list[_Iterate] = []
+    before = theta
     for n_iter in range(max_iter + 1):
         total = state.complementarity()
+        if not np.isfinite(total):  # no step could be found
+            state, waited = _start(program, before), PATIENCE
+            total = state.complementarity()
         missing = program.stationarity(state.theta, state.d)
         slack = program.slack(state.theta, missing)
         if n_iter == 0 or total + slack <= 0.1 or n_iter == max_iter or waited:
@@ -443,7 +449,8 @@ def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: 
         rounding = ROUNDING * (1 + float(np.abs(state.theta).sum()))
         most = float(np.abs(missing).max())
         done = gap <= max(tol * small, rounding)
-        waited = 0 if gap < 0.9 * smallest_gap or most < 0.9 * least_missing else waited + 1
+        progress = gap < 0.9 * smallest_gap or most < 0.9 * least_missing
+        waited = 0 if progress and waited < PATIENCE else waited + 1
         if gap < smallest_gap and (gap <= 1e-4 * small or n_iter == max_iter):
             found = [i for i in found if i.is_vertex] + [
                 _Iterate(state.theta, state.d.clone(), objective, gap, False)
@@ -462,10 +469,10 @@ def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: 
             break
         lost = most > least_missing and max(total, rounding) < slack
         by_rows = by_rows or (can_by_rows and lost and total < 1e-3)
+        before = state.theta
         _advance(program, state, total, missing, by_rows)
-    objective = program.objective(
-        state.theta, program.values(state.theta)
-    )  # without the rounding of the steps
+    # Without the rounding of the steps:
+    objective = program.objective(state.theta, program.values(state.theta))
     found.append(_Iterate(state.theta, state.d, objective, gap, False))
     return replace(_best_of(program, found, tol), n_iter=n_iter, out_of_steps=not done and waited < PATIENCE)
 
@@ -525,7 +532,7 @@ def _start(program: _Program, theta: np.ndarray) -> _State:
     ridge penalty and bounds."""
     cost, finite = program.cost, slice(program.n_finite)
     s = program.values(theta)
-    shift = 0.5 * float(s[: program.n_row_hinges].abs().mean()) + 1e-300
+    shift = max(0.5 * float(s[: program.n_row_hinges].abs().mean()), SMALLEST_SHIFT)
     u = s[finite].clamp(min=0) + shift
     v = (-s).clamp_(min=0)
     v[finite] += shift
@@ -533,7 +540,7 @@ def _start(program: _Program, theta: np.ndarray) -> _State:
     torch.mul(cost, -program.pieces.slope / sum(program.pieces.jumps), out=d[finite])
     d[program.n_row_hinges : program.n_finite] = cost[program.n_row_hinges :] / 2
     e = cost - d[finite]
-    d[program.n_finite :] = START_DUAL / v[program.n_finite :].clamp(min=1)
+    d[program.n_finite :] = START_MU / v[program.n_finite :]
     return _State(theta, s, u, v, d, e)
 
 
@@ -745,11 +752,11 @@ def _solve_target(
         program = _Program(
             rows, y / size, weight, scaled, l1, lower, upper, ridge * size, ~held, by_rows, len(y)
         )
-        theta = np.where(held, resting, _inside(theta, lower, upper))
+        theta = np.where(held, resting, _inside(theta, lower, upper, ridge * size))
         found = _solved(program, theta, tol, max_iter)
         theta, gap, n_iter, converged = found.theta, found.gap, max(found.n_iter, 1), not found.out_of_steps
-        if base == 0:
-            base = size * program.objective(theta, program.values(theta))
+        if base == 0:  # and the coefficients that it belongs to are beyond a bound
+            base = size * program.objective(resting, program.values(resting))
     theta = np.clip(theta, lower, upper)
     at_lower, at_upper = theta == lower, theta == upper
     theta = theta * size
@@ -764,10 +771,14 @@ def _size(y: torch.Tensor) -> float:
     return median or float(magnitude.mean()) or float(y.abs().mean()) or 1.0
 
 
-def _inside(theta: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """The point moved to the inside of the bounds, by 1 or a quarter of their distance."""
+def _inside(theta: np.ndarray, lower: np.ndarray, upper: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    """The point moved to the inside of the bounds, to where the barrier keeps a ridge penalty in balance."""
+    if ridge.ndim == 2:  # there are no bounds then
+        return theta
+    pull = ridge * np.abs(np.clip(0.0, lower, upper))
+    margin = START_MU / (START_MU + pull + np.sqrt(START_MU * ridge))
     with np.errstate(invalid="ignore"):
-        margin = np.minimum(1.0, (upper - lower) / 4)
+        margin = np.minimum(margin, (upper - lower) / 4)
     return np.clip(theta, lower + margin, upper - margin)
 
 
@@ -826,7 +837,7 @@ def solve_interior_point(problem: Problem, tol: float, max_iter: int | None) -> 
     coef, intercept = _in_users_units(problem, design, targets)
     optimality = max(target.optimality for target in targets)
     status = Status.OPTIMAL
-    if optimality > max(tol, REACHED):
+    if not optimality <= max(tol, REACHED):
         status = Status.STUCK if all(target.converged for target in targets) else Status.ITERATIONS_USED
     return Solution(
         coef=coef,

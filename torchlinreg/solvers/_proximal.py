@@ -176,7 +176,7 @@ def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Sol
     )
     gaps = np.array([minimum.optimality for minimum in minima])
     optimality = _relative(gaps, values, centred.target_spread, centred.target)
-    settled = all(minimum.converged for minimum in minima) and optimality <= max(tol, 1e-14)
+    settled = all(minimum.converged for minimum in minima) or optimality <= tol
     intercept = centred.target_center - centred.center @ coef
     return _solution(coef, intercept, optimality, Status.OPTIMAL if settled else Status.STUCK, n_passes)
 
@@ -516,9 +516,12 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     intercept = targets.center - center @ coef[working.index]
     if not problem.fit_intercept:
         intercept = np.zeros_like(targets.center)
-    status = Status.OPTIMAL if optimality <= max(tol, UNSEEN) else Status.STUCK
+    # What rounding leaves of a gap, where no column is misplaced by more, is no failure.
+    settled = not misplaced.any() and all(minimum.converged for minimum in candidate.minima)
     if not done:
         status = Status.ITERATIONS_USED
+    else:
+        status = Status.OPTIMAL if settled or optimality <= tol else Status.STUCK
     return _solution(coef, intercept, optimality, status, n_passes)
 
 
@@ -560,16 +563,11 @@ def _gaps_outside(
     would make predictions as large as the target; for cancellation there is a factor of 10.
     """
     index = is_outside.nonzero()[0]
-    with np.errstate(divide="ignore", over="ignore"):
-        alone = 10 / spread[index]
-        return np.array(
-            [
-                duality_gap(
-                    np.zeros(len(index)),
-                    -pull[index],
-                    _part(penalty, index),
-                    np.minimum(np.minimum(alone, value / penalty.l1[index]), HUGE),
-                )
-                for pull, penalty, value in zip(products.T, outside, values, strict=True)
-            ]
-        )
+    gaps = np.zeros(len(outside))
+    for k, penalty in enumerate(outside):
+        part = _part(penalty, index)
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            by_penalty = np.where(part.l1 > 0, values[k] / part.l1, HUGE)
+            largest = np.minimum(np.minimum(10 / spread[index], by_penalty), HUGE)
+        gaps[k] = duality_gap(np.zeros(len(index)), -products[index, k], part, largest)
+    return gaps

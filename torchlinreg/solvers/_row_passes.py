@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class _Rows:
         self._kept: list[RowSet] | None = None
         n_targets, n_coordinates = coordinates.optimum.shape
         self._keeps = 8 * blocks.n_samples * n_coordinates <= KEPT_BYTES
-        self.full = _Remembered(
+        self.full = LossRows(
             sets=self._sets,
             loss=terms.loss,
             ridge=self.ridge,
@@ -70,6 +71,7 @@ class _Rows:
             at_origin=torch.zeros((n_targets, n_coordinates), dtype=torch.float64, device=self.device),
             is_anchored=self.is_anchored,
         )
+        self.remembered = _Remembered(**vars(self.full))
         self.set_kappa(terms.kappa)
 
     def set_kappa(self, kappa: np.ndarray) -> None:
@@ -82,6 +84,7 @@ class _Rows:
             at_origin += (some.slope * some.share).T @ some.rows
         at_origin += self._ridge_at_optimum()
         self.full = replace(self.full, unit=unit, at_origin=at_origin * unit * self.scale)
+        self.remembered = _Remembered(**vars(self.full))
 
     def _origin(self) -> torch.Tensor:
         optimum = torch.from_numpy(self.coordinates.optimum).to(self.device)
@@ -131,13 +134,18 @@ class _Rows:
         centred = self.coordinates.centred(block.X)
         if self._affine is None:
             return centred, torch.zeros_like(block.y)
-        solution, center = self.coordinates.about.solution, self.coordinates.about.center
-        coef = np.ascontiguousarray(solution.coef)
-        constant = torch.from_numpy(solution.intercept + center @ coef).to(self.device)
-        features = centred[:, : len(coef)]
-        prediction = torch.addmm(constant, features, torch.from_numpy(coef).to(self.device))
+        coef, mean_prediction = self._at_anchor
+        prediction = torch.addmm(mean_prediction, centred[:, : len(coef)], coef)
         rows = centred * self._affine if self._affine.ndim == 1 else centred @ self._affine
         return rows, prediction
+
+    @cached_property
+    def _at_anchor(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The coefficients of the optimum, and its predictions at the center."""
+        solution, center = self.coordinates.about.solution, self.coordinates.about.center
+        coef = np.ascontiguousarray(solution.coef)
+        mean_prediction = torch.from_numpy(solution.intercept + center @ coef)
+        return torch.from_numpy(coef).to(self.device), mean_prediction.to(self.device)
 
 
 def shares(block: Block, share: float) -> torch.Tensor:
@@ -204,10 +212,8 @@ class RowPasses:
         sample = torch.randperm(self._n_rows, generator=torch.Generator().manual_seed(0))[:NOISE_ROWS]
         block = self._gather(sample)
         rows, prediction = self._rows.in_coordinates(block)
-        curvature = self._rows.loss.curvature(prediction, block.y) / torch.from_numpy(self._kappa).to(
-            self.device
-        )
-        weight = curvature.max(1).values
+        kappa = torch.from_numpy(self._kappa).to(self.device)
+        weight = (self._rows.loss.curvature(prediction, block.y) / kappa).max(1).values
         if block.weight is not None:
             weight = weight * (block.weight / self._mean_weight)
         weight = weight.square() * rows.square().sum(1)
@@ -221,10 +227,10 @@ class RowPasses:
     def run(self, neuron: Neuron) -> None:
         """An epoch."""
         if self._batch_size is None:
-            neuron.step(self._proximal(neuron, self._rows.full))
+            neuron.step(self._proximal(neuron, self._rows.remembered))
             return
         start = neuron.theta.clone()
-        at_start = self._rows.full.slope(start) if self._corrected and not neuron.searches_lines else None
+        at_start = self._rows.remembered.slope(start) if self._corrected and not neuron.searches_lines else None
         rates = neuron.rates
         settles = self._settles and not neuron.searches_lines
         for step, block in enumerate(self._batches()):
@@ -288,7 +294,7 @@ class RowPasses:
             full,
             sets=lambda: one,
             origin=origin,
-            at_origin=full.slope(origin) if at_start is None else at_start,
+            at_origin=self._rows.remembered.slope(origin) if at_start is None else at_start,
             ridge=ridge / 2 if searches and ridge is not None else ridge,
             damping=0.5 if searches else 0.0,
         )
@@ -298,7 +304,7 @@ class RowPasses:
         optimum = self._rows.full.origin
         if self._prox is not None:
             return self._settled(optimum).theta.cpu().numpy()
-        return (optimum - self._rows.full.slope(optimum)).cpu().numpy()
+        return (optimum - self._rows.remembered.slope(optimum)).cpu().numpy()
 
     def settled(self, neuron: Neuron) -> tuple[np.ndarray, np.ndarray | None]:
         """The parameters after one more proximal step, and their coefficients with exact zeros and bounds.
@@ -318,4 +324,4 @@ class RowPasses:
 
     def _settled(self, theta: torch.Tensor) -> Settled:
         assert self._prox is not None
-        return Proximal(self._rows.full, self._prox, self._safe_step()).settled(theta, self._safe_step())
+        return Proximal(self._rows.remembered, self._prox, self._safe_step()).settled(theta, self._safe_step())

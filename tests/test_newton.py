@@ -1,0 +1,224 @@
+"""Smooth losses: optimality over a battery of data and penalties, and agreement with rivals by objective."""
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from sklearn.linear_model import HuberRegressor
+
+from torchlinreg import TorchLinearRegressor, losses
+from torchlinreg._estimator import ConvergenceWarning
+
+KINDS = [
+    "normal",
+    "tied",
+    "few rows",
+    "wide",
+    "duplicated",
+    "constant y",
+    "heavy tails",
+    "outlier",
+    "offset",
+    "units",
+]
+LOSSES = [
+    losses.Huber(),
+    losses.Huber(scale=0.3),
+    losses.Huber(scale=1e-6),
+    losses.SquaredEpsilonInsensitive(0.5),
+    losses.LogCosh(),
+]
+PENALTIES = [
+    {},
+    {"alpha": 0.3},
+    {"alpha": 0.3, "l1_ratio": 1.0},
+    {"alpha": 0.1, "l1_ratio": 0.5, "penalty_factor": [0.0, 1.0, 3.0]},
+    {"positive": True},
+    {"alpha": 0.1, "l1_ratio": 0.3, "bounds": (-0.4, 0.4)},
+]
+
+
+def data(kind, seed, n_features=3):
+    rng = np.random.default_rng(seed)
+    n_samples = {"few rows": n_features + 2, "wide": n_features - 1}.get(kind, int(rng.integers(12, 80)))
+    X = rng.standard_normal((n_samples, n_features))
+    y = X @ rng.standard_normal(n_features) + 1 + rng.standard_normal(n_samples)
+    match kind:
+        case "tied":
+            X, y = np.rint(X), np.rint(y)
+        case "duplicated":
+            X[:, 1] = X[:, 0]
+        case "constant y":
+            y[:] = 3.0
+        case "heavy tails":
+            y += 10 * rng.standard_cauchy(n_samples)
+        case "outlier":
+            y[0] += 1e6
+        case "offset":
+            X += 1e6
+            y += 1e6
+        case "units":
+            X *= [1e-6, 1.0, 1e6]
+    return X, y
+
+
+def slope(loss, residual, scale):
+    """Derivatives of the loss by the prediction, of prediction minus target, from the formulas."""
+    match loss:
+        case losses.Huber():
+            limit = loss.epsilon * (scale if loss.scale == "auto" else loss.scale)
+            return np.clip(residual, -limit, limit) / (scale if loss.scale == "auto" else 1.0)
+        case losses.SquaredEpsilonInsensitive():
+            return np.sign(residual) * np.maximum(np.abs(residual) - loss.epsilon, 0)
+        case losses.LogCosh():
+            return np.tanh(residual)
+
+
+def violation(reg, X, y, weight, coef, intercept, scale):
+    """How far one target's conditions of optimality are from being met, relative to the gradient's terms."""
+    share = weight / weight.sum()
+    pulls = share * slope(reg.loss, X @ coef + intercept - y, scale)
+    center = share @ X if reg.fit_intercept else 0.0
+    columns = X - center
+    size = np.abs(columns).max(0) * np.abs(pulls).max(initial=0.0) * len(y) + 1e-300
+    factor = np.ones(len(coef)) if reg.penalty_factor is None else np.array(reg.penalty_factor)
+    gradient = columns.T @ pulls + reg.alpha * factor * (1 - reg.l1_ratio) * coef
+    l1 = reg.alpha * factor * reg.l1_ratio
+    lower, upper = (-np.inf, np.inf) if reg.bounds is None else reg.bounds
+    lower = 0.0 if reg.positive else lower
+    assert (coef >= lower).all()
+    assert (coef <= upper).all()
+    # The interval of subgradients; at a bound it is open to one side.
+    least = gradient + np.where(coef > 0, l1, -l1)
+    most = gradient + np.where(coef < 0, -l1, l1)
+    least = np.where(coef == lower, -np.inf, least) if np.isfinite(lower) else least
+    most = np.where(coef == upper, np.inf, most) if np.isfinite(upper) else most
+    at_lower, at_upper = coef == lower, coef == upper
+    wrong = np.maximum(np.where(at_upper, -np.inf, least), np.where(at_lower, -np.inf, -most))
+    wrong = np.where(at_lower, -most, np.where(at_upper, least, np.maximum(least, -most)))
+    worst = float((np.maximum(wrong, 0) / (size + l1)).max(initial=0.0))
+    if reg.fit_intercept:
+        worst = max(worst, abs(pulls.sum()) / (np.abs(pulls).sum() + 1e-300))
+    return worst
+
+
+@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+@settings(max_examples=12, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS), seed=st.integers(0, 999), fit_intercept=st.booleans(), weighted=st.booleans()
+)
+def test_conditions_of_optimality(loss, penalty, kind, seed, fit_intercept, weighted):
+    X, y = data(kind, seed)
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(0, 4, len(y)).astype(float) if weighted else np.ones(len(y))
+    weight[0] = 1.0
+    reg = TorchLinearRegressor(loss=loss, fit_intercept=fit_intercept, **penalty)
+    reg.fit(X, y, sample_weight=weight if weighted else None)
+    if getattr(reg, "scale_", 1.0) == 0:
+        return  # the absolute error's optimum, which has a test of its own
+    assert reg.status_.optimality <= 1e-9
+    scale = getattr(reg, "scale_", 1.0)
+    assert violation(reg, X, y, weight, reg.coef_, reg.intercept_, scale) < 1e-7
+
+
+class TestHuberRegressor:
+    @pytest.mark.parametrize("alpha", [0.0, 0.5])
+    @pytest.mark.parametrize("fit_intercept", [True, False])
+    @pytest.mark.parametrize("epsilon", [1.1, 1.35, 2.5])
+    def test_same_coefficients(self, alpha, fit_intercept, epsilon):
+        X, y = data("heavy tails", 1)
+        weight = np.random.default_rng(0).integers(1, 4, len(y)).astype(float)
+        rival = HuberRegressor(
+            alpha=alpha, epsilon=epsilon, fit_intercept=fit_intercept, max_iter=10_000, tol=1e-10
+        ).fit(X, y, sample_weight=weight)
+        ours = TorchLinearRegressor(
+            loss=losses.Huber(epsilon), alpha=2 * alpha / weight.sum(), fit_intercept=fit_intercept
+        ).fit(X, y, sample_weight=weight)
+        np.testing.assert_allclose(ours.coef_, rival.coef_, rtol=1e-6, atol=1e-6 * np.abs(rival.coef_).max())
+        np.testing.assert_allclose(ours.intercept_, rival.intercept_, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours.scale_, rival.scale_, rtol=1e-6)
+
+    def test_scale_follows_the_units_of_y(self):
+        X, y = data("heavy tails", 2)
+        one, thousand = (TorchLinearRegressor(loss="huber").fit(X, factor * y) for factor in (1, 1000))
+        np.testing.assert_allclose(thousand.coef_, 1000 * one.coef_, rtol=1e-10)
+        np.testing.assert_allclose(thousand.scale_, 1000 * one.scale_, rtol=1e-10)
+
+    def test_several_targets_are_fitted_each_by_itself(self):
+        X, y = data("heavy tails", 3)
+        both = TorchLinearRegressor(loss="huber", alpha=0.1).fit(X, np.column_stack([y, -3 * y]))
+        one = TorchLinearRegressor(loss="huber", alpha=0.1).fit(X, y)
+        assert both.scale_.shape == (2,)
+        np.testing.assert_allclose(both.coef_[0], one.coef_, rtol=1e-10)
+        np.testing.assert_allclose(both.scale_, [one.scale_, both.scale_[1]], rtol=1e-10)
+
+    def test_a_majority_fitted_exactly_has_no_scale(self):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((40, 2))
+        y = X @ [2.0, -1.0] + 5
+        y[:12] += 100 * rng.standard_normal(12)
+        reg = TorchLinearRegressor(loss="huber").fit(X, y)
+        assert reg.scale_ == 0
+        np.testing.assert_allclose(reg.coef_, [2, -1], rtol=1e-12)
+
+
+class TestObjectives:
+    def test_statsmodels_of_a_fixed_scale(self):
+        X, y = data("heavy tails", 4)
+        design = sm.add_constant(X)
+        reg = TorchLinearRegressor(loss=losses.Huber(1.345, scale=2.0)).fit(X, y)
+
+        def objective(model):
+            size = np.abs(design @ model - y)
+            return np.where(size <= 2.69, size**2 / 2, 2.69 * size - 2.69**2 / 2).mean()
+
+        start = sm.OLS(y, design).fit().params
+        rival = minimize(objective, start, method="BFGS", tol=1e-12).x
+        assert objective(np.append(reg.intercept_, reg.coef_)) <= objective(rival) * (1 + 1e-9)
+
+    @pytest.mark.parametrize("penalty", PENALTIES[1:4], ids=repr)
+    def test_no_other_point_is_better(self, penalty):
+        X, y = data("heavy tails", 5)
+        reg = TorchLinearRegressor(loss="log_cosh", **penalty).fit(X, y)
+        factor = np.array(penalty.get("penalty_factor", 1.0)) * np.ones(3)
+        l1 = penalty["alpha"] * penalty.get("l1_ratio", 0) * factor
+        l2 = penalty["alpha"] * (1 - penalty.get("l1_ratio", 0)) * factor
+
+        def objective(model):
+            size = np.abs(X @ model[:3] + model[3] - y)
+            mean = (size + np.log1p(np.expm1(-2 * size) / 2)).mean()
+            return mean + l1 @ np.abs(model[:3]) + l2 @ model[:3] ** 2 / 2
+
+        ours = np.append(reg.coef_, reg.intercept_)
+        for start in (np.zeros(4), ours + 1e-3, ours):
+            found = minimize(objective, start, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-14})
+            assert objective(ours) <= objective(found.x) * (1 + 1e-9)
+
+
+def test_rows_too_many_to_keep_are_made_anew(monkeypatch):
+    X, y = data("heavy tails", 6)
+    kept = TorchLinearRegressor(loss="huber").fit(X, y)
+    monkeypatch.setattr("torchlinreg.solvers._design.KEPT_BYTES", 0)
+    anew = TorchLinearRegressor(loss="huber").fit(X, y)
+    np.testing.assert_allclose(anew.coef_, kept.coef_, rtol=1e-12)
+
+
+def test_badly_conditioned_columns():
+    x = np.linspace(1900, 2000, 200)
+    X = np.column_stack([x, x**2, x**3])
+    y = 1e-4 * (x - 1950) ** 3 + np.random.default_rng(0).standard_t(2, 200)
+    reg = TorchLinearRegressor(loss="log_cosh").fit(X, y)
+    centred = ((x - 1950) / 50)[:, None] ** [1, 2, 3]
+    easy = TorchLinearRegressor(loss="log_cosh").fit(centred, y)
+    np.testing.assert_allclose(reg.predict(X), easy.predict(centred), rtol=1e-6, atol=1e-5)
+
+
+def test_max_iter_is_kept_and_told():
+    X, y = data("heavy tails", 7)
+    with pytest.warns(ConvergenceWarning, match="max_iter"):
+        reg = TorchLinearRegressor(loss="log_cosh", max_iter=1).fit(X, y)
+    assert (reg.n_iter_, reg.status_.name) == (1, "ITERATIONS_USED")
