@@ -172,7 +172,8 @@ def problems(draw):
         y = np.full(n_samples, 2.7)
     weight = rng.integers(0, 3, n_samples).astype(float) if draw(st.booleans()) else None
     assume(weight is None or weight.any())
-    fit_intercept = draw(st.booleans())
+    # Offsets of 1e6 without intercept make parallel columns, of which Gram matrices tell nothing apart.
+    fit_intercept = kind == "offset" or draw(st.booleans())
     strongest = np.abs(
         centred(X, y, weight, fit_intercept)[0].T @ centred(X, y, weight, fit_intercept)[1]
     ).max()
@@ -194,7 +195,7 @@ def problems(draw):
     return X, y, weight, fit_intercept, elastic_net(alpha, l1_ratio, n_features, factor, lower, upper)
 
 
-@settings(max_examples=2000)
+@settings(max_examples=400)
 @given(problems())
 def test_optimality_conditions(problem):
     X, y, weight, fit_intercept, penalty = problem
@@ -204,7 +205,7 @@ def test_optimality_conditions(problem):
     assert (coef <= penalty.upper).all()
     assert solution.status is Status.OPTIMAL
     assert solution.n_iter >= 1
-    assert violation(X, y, coef, penalty, weight, fit_intercept) < 1e-14
+    assert violation(X, y, coef, penalty, weight, fit_intercept) < 1e-13
     assert np.isfinite(solution.intercept).all()
 
 

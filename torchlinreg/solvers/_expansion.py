@@ -39,6 +39,12 @@ class Expansion(NamedTuple):
         )
 
 
+# Where differences of Gram matrices fall below this share of what they are taken from, all rows are
+# multiplied.
+CANCELLED = 1e-6
+NOTHING_NEAR = Expansion(0.0, np.empty(0), np.empty(0))
+
+
 class _Derivatives(NamedTuple):
     """Of the rows of a block, times the weights and in units of the scale."""
 
@@ -66,7 +72,7 @@ class Objective:
         the point of `near`; without that than 1, whose products come with the design.
         """
         blocks, has_scale = self.design.blocks, self.loss.estimates_scale
-        if not self.loss.curvature_is_stepwise:
+        if not self.loss.curvature_is_stepwise or near is NOTHING_NEAR:
             near = None
         elif near is None and self.design.gram is not None:
             near = Expansion(0.0, np.empty(0), np.empty(0), None, self.design.gram)
@@ -100,6 +106,8 @@ class Objective:
         gram = symmetric(total[:n_columns, :n_columns]).numpy()
         if near is not None and near.gram is not None:
             gram += near.gram
+            if (gram.diagonal() < CANCELLED * near.gram.diagonal()).any():
+                return self.expand(variables, NOTHING_NEAR)
         gradient, border = total[n_columns, :n_columns].numpy(), -total[n_columns + 1, :n_columns].numpy()
         value, slope, bend = total[n_columns + 2 :, 0].tolist()
         if not has_scale:

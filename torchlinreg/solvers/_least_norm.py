@@ -16,6 +16,8 @@ from torchlinreg.solvers._normal import cholesky
 NULL_EIGENVALUE, CLEAR_PIVOT = 1e-13, 1e-5
 # An eigendecomposition of more features takes longer than the rest of the fit.
 MAX_FEATURES = 1000
+# Coefficients this close to a bound, relative to the largest, are there but for rounding.
+SNAP = 1e-14
 # The mean square of what the prediction changes by, relative to that of the change, which rounding explains.
 ROUNDING = 1e-12
 
@@ -80,4 +82,7 @@ def _nearest_to_zero(
     full = np.zeros(len(sides))
     full[sides] = forces
     at_lower, at_upper = full[: len(coef)] > 0, full[len(coef) :] > 0
+    near = SNAP * np.abs(nearest).max()
+    at_lower |= nearest - lower <= near
+    at_upper |= upper - nearest <= near
     return np.where(at_lower, lower, np.where(at_upper, upper, nearest))

@@ -39,15 +39,17 @@ ACCEPTED, GOOD_FALL = 1e-4, 0.25
 FIRST_DAMPING, DAMPING_FACTOR, NO_DAMPING, LARGEST_DAMPING = 1e-4, 8.0, 1e-6, 1e20
 # Objectives closer to each other than this, relatively, cannot be told apart; then the model decides.
 ROUNDING = 1e-13
-# Near the optimum each step must gain this many times less than the one before, or rounding has taken over.
-LEAST_GAIN = 4.0
+# Near the optimum each step must gain this many times less than the one before; where so many in a row do not,
+# rounding has taken over.
+LEAST_GAIN, PATIENCE = 4.0, 3
 # A scale below this share of the size of y is that of a perfect fit of many rows.
 NO_SCALE = 1e-13
 # In a step, the scale does not fall below this share of itself.
 LEAST_SHRINK = 0.1
 # A Hessian is singular where its smallest eigenvalue is below this share of its largest; a ridge of the other
-# share of the objective, in coordinates of unit columns, then decides among several optima.
-FLAT, PULL = 1e-12, 1e-6
+# share of the objective, in coordinates of unit columns, then decides among several optima; of that of a
+# constant prediction where next to nothing is left.
+FLAT, PULL, PERFECT, TINY = 1e-12, 1e-6, 1e-9, 1e-300
 # Mean curvatures below this share of that at a residual of 0 are those of rows that are mostly far off; the
 # least absolute error, to this tolerance, is then the better start.
 THIN, ROBUST_TOL = 0.05, 1e-6
@@ -134,13 +136,21 @@ def _solve_target(
         return end
     # Of several optima a small ridge leads to one that does not depend on the start; a second one, about
     # that, takes away what the first has moved elsewhere.
+    here = objective.expand(end.variables)
     toward = _constant_prediction(design, target)
+    away = end.variables[: design.n_columns] - toward
+    size = here.value if here.value > PERFECT * unit else unit
+    pull = PULL * size / max(float(away @ away), TINY)
+    if pull <= FLAT * float(end.hessian.diagonal().max()):
+        return end  # coordinates so large that a ridge would do more than to decide
     for _ in range(2):
-        pulled = replace(model, pull=PULL * unit, toward=toward)
-        here = objective.expand(end.variables)
+        pulled = replace(model, pull=pull, toward=toward)
         again = _descend(objective, pulled, end.variables, here, unit, tol, limit)
+        if again.status is not Status.OPTIMAL:
+            return end
         end = again._replace(n_iter=end.n_iter + again.n_iter)
         toward = end.variables[: design.n_columns]
+        here = objective.expand(end.variables)
     return end
 
 
@@ -157,14 +167,15 @@ def _descend(
     has_scale = objective.loss.estimates_scale
     y = objective.design.blocks.y[:, objective.target]
     smallest_scale = NO_SCALE * float(y.square().mean().sqrt())
-    damping, first_damping, last_gain = 0.0, np.inf, np.inf
+    damping, first_damping, last_gain, waited = 0.0, np.inf, np.inf, 0
     for n_iter in range(1, limit + 1):
         if has_scale and variables[-1] <= smallest_scale:
             return _End(variables, 0.0, Status.OPTIMAL, n_iter, here.hessian, is_flat=True)
         goal, gain = model.minimum(here, variables, damping)
         before = here.value + model.penalty_of(variables)
         close = damping == 0 and gain <= ROUNDING * abs(before)
-        if gain <= tol**2 * unit * (damping == 0) or (close and gain * LEAST_GAIN > last_gain):
+        waited = waited + 1 if close and gain * LEAST_GAIN > last_gain else 0
+        if gain <= tol**2 * unit * (damping == 0) or waited == PATIENCE:
             return _End(variables, gain / unit, Status.OPTIMAL, n_iter, here.hessian)
         if close and gain * gain <= tol**2 * unit * last_gain < np.inf:  # convergence is quadratic
             return _End(goal, gain / last_gain * gain / unit, Status.OPTIMAL, n_iter, here.hessian)
