@@ -126,7 +126,8 @@ def test_conditions_of_optimality(loss, penalty, kind, seed, fit_intercept, weig
     scale = getattr(reg, "scale_", 1.0)
     # Rounding of residuals, which matters for the losses of a small scale.
     rounding = 1e-15 * (np.abs(y).max() + np.abs(X * reg.coef_).max()) / getattr(loss, "threshold", 1.0)
-    assert violation(reg, X, y, weight, reg.coef_, reg.intercept_, scale) < 1e-7 + rounding
+    # The objective is above its optimum by about the square of this.
+    assert violation(reg, X, y, weight, reg.coef_, reg.intercept_, scale) < 1e-5 + rounding
 
 
 class TestHuberRegressor:

@@ -77,6 +77,10 @@ SOLVERS = {
 TRAINING = Solver(solve_newton, ("quadratic", "smooth"), "any", "watching the neuron learn")
 
 
+# Where a small ridge decides among optima, its own optimum must be known to rounding.
+LEAST_TOL = 1e-18
+
+
 def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """Solve the problem by the solver of that name.
 
@@ -89,7 +93,11 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
     if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
         return run(problem, tol, max_iter)
     _refuse_extreme_units(problem)
-    return with_least_norm(problem, run(problem, tol, max_iter))
+
+    def again(other: Problem) -> Solution:
+        return run(other, min(tol, LEAST_TOL), max_iter)
+
+    return with_least_norm(problem, run(problem, tol, max_iter), again)
 
 
 def _refuse_extreme_units(problem: Problem) -> None:
@@ -98,8 +106,8 @@ def _refuse_extreme_units(problem: Problem) -> None:
     frame = choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame
     if frame.scale is not None:
         raise ValueError(
-            f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the squared error "
-            "with at most a ridge penalty is solved for. Bring them to ordinary units."
+            f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the squared "
+            "error with at most a ridge penalty is solved for. Bring them to ordinary units."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,14 +17,20 @@ from torchlinreg.solvers._normal import cholesky
 NULL_EIGENVALUE, CLEAR_PIVOT = 1e-13, 1e-5
 # An eigendecomposition of more features takes longer than the rest of the fit.
 MAX_FEATURES = 1000
+# The ridge that decides, relative to the spread of y.
+PULL = 1e-5
 # Coefficients this close to a bound, relative to the largest, are there but for rounding.
 SNAP = 1e-14
 # The mean square of what the prediction changes by, relative to that of the change, which rounding explains.
 ROUNDING = 1e-12
 
 
-def with_least_norm(problem: Problem, solution: Solution) -> Solution:
-    """The solution, or where bounds leave several of equal predictions and penalty, that of least norm."""
+def with_least_norm(problem: Problem, solution: Solution, solve: Callable[[Problem], Solution]) -> Solution:
+    """The solution, or where columns depend on each other within bounds, that of least norm.
+
+    Optima of piecewise linear losses may differ in their predictions as well; there a small ridge decides,
+    with which `solve` runs again.
+    """
     penalty = problem.penalty
     if not penalty.has_bounds or penalty.l1.any() or problem.blocks.n_features > MAX_FEATURES:
         return solution
@@ -33,6 +40,12 @@ def with_least_norm(problem: Problem, solution: Solution) -> Solution:
     free = _null_space(gram)
     if free.shape[1] == 0:
         return solution
+    if problem.loss.kind == "piecewise_linear":
+        size = float(((solution.coef * unit[:, None]) ** 2).sum()) or 1.0
+        pulled = replace(penalty, l2=penalty.l2 + PULL * _size_of_y(problem) / size * unit**2)
+        again = solve(replace(problem, penalty=pulled))
+        if again.status is Status.OPTIMAL:
+            solution = replace(again, optimality=max(again.optimality or 0.0, PULL**2))
     directions = np.linalg.qr(free / unit[:, None])[0]
     coef, intercept = solution.coef.copy(), solution.intercept.copy()
     for target, old in enumerate(solution.coef.T):
@@ -44,6 +57,12 @@ def with_least_norm(problem: Problem, solution: Solution) -> Solution:
         intercept[target] += center @ (old - new)
     status = Status.MINIMUM_NORM if solution.status is Status.OPTIMAL else solution.status
     return replace(solution, coef=coef, intercept=intercept, status=status)
+
+
+def _size_of_y(problem: Problem) -> float:
+    """Its spread, or its size where that is 0, else 1."""
+    spread = float(center_and_spread(problem)[2].max())
+    return spread or float(problem.blocks.y.abs().max()) or 1.0
 
 
 def _null_space(gram: np.ndarray) -> np.ndarray:

@@ -39,8 +39,8 @@ ACCEPTED, GOOD_FALL = 1e-4, 0.25
 FIRST_DAMPING, DAMPING_FACTOR, NO_DAMPING, LARGEST_DAMPING = 1e-4, 8.0, 1e-6, 1e20
 # Objectives closer to each other than this, relatively, cannot be told apart; then the model decides.
 ROUNDING = 1e-13
-# Near the optimum each step must gain this many times less than the one before; where so many in a row do not,
-# rounding has taken over.
+# Near the optimum each step must gain this many times less than the one before; where so many in a row do
+# not, rounding has taken over.
 LEAST_GAIN, PATIENCE = 4.0, 3
 # A scale below this share of the size of y is that of a perfect fit of many rows.
 NO_SCALE = 1e-13
