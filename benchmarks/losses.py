@@ -263,7 +263,7 @@ def _squares(residual: np.ndarray) -> float:
 def _huber_problem(shape: Shape, *, centred: bool) -> Problem:
     """Outliers, with the scale estimated as well and HuberRegressor's default penalty."""
     data, alpha = _outlier_data(shape, centred=centred), 1e-4
-    own_alpha = 2 * alpha / shape.n_samples  # HuberRegressor sums; its penalty has no 1/2
+    own_alpha = alpha / shape.n_samples  # HuberRegressor sums twice these losses; its penalty has no 1/2
     entrants = [
         _estimator(OURS, lambda: TorchLinearRegressor(loss="huber", alpha=own_alpha), data, "ours"),
         _estimator("HuberRegressor", lambda: HuberRegressor(alpha=alpha, max_iter=1000), data),

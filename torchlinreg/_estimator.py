@@ -92,9 +92,9 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         and convex in the prediction, which autograd differentiates. Parameters of an object are set as
         ``loss__quantile``.
     alpha : float, default=0.0
-        Strength of the penalty, 0 or more, as in ``sklearn.linear_model.ElasticNet``. ``Ridge(alpha=a)``,
-        which does not divide by the weight sum, is ``alpha = a / sum(sample_weight)`` here
-        (``a / n_samples`` without weights); for ``HuberRegressor(alpha=a)`` it is twice that.
+        Strength of the penalty, 0 or more, as in ``sklearn.linear_model.ElasticNet``. ``Ridge(alpha=a)`` and
+        ``HuberRegressor(alpha=a)``, which do not divide by the weight sum, are
+        ``alpha = a / sum(sample_weight)`` here (``a / n_samples`` without weights).
     l1_ratio : float, default=0.0
         The share of the l1 penalty, from 0 (ridge) to 1 (lasso). With more than 0, coefficients that do not
         pay are exactly 0.

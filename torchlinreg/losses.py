@@ -195,8 +195,8 @@ class Huber(Loss):
     ``epsilon * s * |r| - (epsilon * s)^2 / 2``. With ``scale="auto"`` the scale is estimated jointly, as
     `sklearn.linear_model.HuberRegressor` does: the objective's loss is then ``s / 2 + huber(r / s) * s`` and
     is minimised over `s` as well, which makes the fit independent of the units of y.
-    ``HuberRegressor(alpha=a)`` is ``alpha = 2 * a / sum(sample_weight)`` here, as that penalises
-    ``a * ||coef||^2`` beside twice the sum of these losses.
+    ``HuberRegressor(alpha=a)``, which penalises ``a * ||coef||^2`` beside twice the sum of these losses, is
+    ``alpha = a / sum(sample_weight)`` here.
 
     Parameters
     ----------

@@ -88,20 +88,18 @@ def _nearest_to_zero(
     walls = np.concatenate([directions, -directions])[sides]
     needed = np.concatenate([lower - shortest, shortest - upper])[sides]
     size = np.abs(needed).max(initial=0.0)
-    if size == 0 or (needed <= 0).all():
-        return np.clip(shortest, lower, upper)
-    system = np.vstack([walls.T, needed / size])
-    goal = np.zeros(len(system))
-    goal[-1] = 1.0
-    forces, _ = nnls(system, goal)
-    rest = system @ forces - goal
-    if rest[-1] == 0:
-        return coef
-    nearest = np.clip(shortest - directions @ rest[:-1] / rest[-1] * size, lower, upper)
-    full = np.zeros(len(sides))
-    full[sides] = forces
-    at_lower, at_upper = full[: len(coef)] > 0, full[len(coef) :] > 0
-    near = SNAP * np.abs(nearest).max()
-    at_lower |= nearest - lower <= near
-    at_upper |= upper - nearest <= near
+    nearest, touched = shortest, np.zeros(len(sides), dtype=bool)
+    if (needed > 0).any():
+        system = np.vstack([walls.T, needed / size])
+        goal = np.zeros(len(system))
+        goal[-1] = 1.0
+        forces, _ = nnls(system, goal)
+        rest = system @ forces - goal
+        if rest[-1] == 0:
+            return coef
+        nearest = shortest - directions @ rest[:-1] / rest[-1] * size
+        touched[sides] = forces > 0
+    near = SNAP * np.abs(nearest).max(initial=0.0)
+    at_lower = touched[: len(coef)] | (nearest - lower <= near)
+    at_upper = touched[len(coef) :] | (upper - nearest <= near)
     return np.where(at_lower, lower, np.where(at_upper, upper, nearest))

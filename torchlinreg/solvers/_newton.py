@@ -28,7 +28,7 @@ from torchlinreg.solvers._normal import cholesky, solve_upper
 from torchlinreg.solvers._quadratic import minimise_quadratic
 
 DEFAULT_MAX_ITER = 200
-# Of the largest curvature: keeps a singular matrix solvable, and is too small to slow a step down.
+# Of the curvature: keeps a singular matrix solvable, and is too small to slow a step down.
 LEAST_DAMPING = 1e-13
 # A step is taken if the objective falls by this share of what the model promised, and the next one is damped
 # less if it falls by the other.
@@ -46,7 +46,7 @@ LEAST_GAIN, PATIENCE = 4.0, 3
 NO_SCALE = 1e-13
 # In a step, the scale does not fall below this share of itself.
 LEAST_SHRINK = 0.1
-# A Hessian is singular where its smallest eigenvalue is below this share of its largest; a ridge of the other
+# A Hessian of unit diagonal is singular where its smallest eigenvalue is below this; a ridge of the other
 # share of the objective, in coordinates of unit columns, then decides among several optima; of that of a
 # constant prediction where next to nothing is left.
 FLAT, PULL, PERFECT, TINY = 1e-12, 1e-6, 1e-9, 1e-300
@@ -324,8 +324,11 @@ class _Model:
     def is_flat_at(self, hessian: np.ndarray) -> bool:
         """Whether the objective does not change in some direction, so that there may be several optima."""
         ridge = self.ridge if self.penalty is None else np.diag(self.penalty.l2)
-        values = np.linalg.eigvalsh(hessian + ridge)
-        return bool(values[0] <= FLAT * values[-1])
+        total = hessian + ridge
+        unit = np.sqrt(total.diagonal())
+        if not (unit > 0).all():
+            return True
+        return bool(np.linalg.eigvalsh(total / unit[:, None] / unit)[0] <= FLAT * len(unit))
 
     def _away(self, variables: np.ndarray) -> np.ndarray:
         away = np.zeros_like(variables)
@@ -343,8 +346,9 @@ class _Model:
         hessian = here.hessian + self.ridge
         if self.pull:
             hessian = hessian + np.diag(np.full(len(hessian), self.pull))
-        largest = float(hessian.diagonal().max()) or 1.0
-        damped = hessian + np.diag(np.full(len(hessian), damping + LEAST_DAMPING * largest))
+        # Relative to each coordinate: a ridge may be 1e12 times as large for one of them.
+        own = np.maximum(hessian.diagonal(), LEAST_DAMPING * float(here.hessian.diagonal().max()) or 1.0)
+        damped = hessian + np.diag(damping + LEAST_DAMPING * own)
         gradient = self.gradient(here, variables)
         if self.penalty is None:
             goal = variables - _solve(damped, gradient)

@@ -230,7 +230,9 @@ class RowPasses:
             neuron.step(self._proximal(neuron, self._rows.remembered))
             return
         start = neuron.theta.clone()
-        at_start = self._rows.remembered.slope(start) if self._corrected and not neuron.searches_lines else None
+        at_start = (
+            self._rows.remembered.slope(start) if self._corrected and not neuron.searches_lines else None
+        )
         rates = neuron.rates
         settles = self._settles and not neuron.searches_lines
         for step, block in enumerate(self._batches()):
@@ -324,4 +326,6 @@ class RowPasses:
 
     def _settled(self, theta: torch.Tensor) -> Settled:
         assert self._prox is not None
-        return Proximal(self._rows.remembered, self._prox, self._safe_step()).settled(theta, self._safe_step())
+        return Proximal(self._rows.remembered, self._prox, self._safe_step()).settled(
+            theta, self._safe_step()
+        )
