@@ -408,3 +408,34 @@ def test_solver_names_are_checked():
     X, y, _ = problem()
     with pytest.raises(ValueError, match="'nonsense' is not known"):
         TorchLinearRegressor(solver="nonsense").partial_fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        {"alpha": 0.2, "l1_ratio": 1.0},
+        {"alpha": 0.2, "l1_ratio": 0.5, "penalty_factor": [0.0, 1.0, 2.0]},
+        {"positive": True},
+        {"alpha": 0.1, "bounds": (-0.5, [0.5, 1.0, 2.0])},
+    ],
+    ids=repr,
+)
+def test_penalties_and_bounds_in_pieces(penalty):
+    rng = np.random.default_rng(0)
+    X = 100 + rng.standard_normal((50, 3)) * [1, 10, 0.1]
+    y = X @ [1.0, -0.2, 3.0] + rng.standard_normal(50)
+    whole = TorchLinearRegressor(**penalty).fit(X, y)
+    pieces = TorchLinearRegressor(**penalty)
+    for rows in (slice(0, 2), slice(2, 31), slice(31, 50)):
+        pieces.partial_fit(X[rows], y[rows])
+    np.testing.assert_allclose(pieces.coef_, whole.coef_, rtol=1e-9)
+    np.testing.assert_array_equal(pieces.coef_ == 0, whole.coef_ == 0)
+    np.testing.assert_allclose(pieces.intercept_, whole.intercept_, rtol=1e-9)
+    assert pieces.solver_ == "active_set"
+
+
+def test_losses_that_need_all_rows_have_no_partial_fit():
+    reg = TorchLinearRegressor(loss="huber")
+    assert not hasattr(reg, "partial_fit")
+    with pytest.raises(AttributeError, match="partial_fit"):
+        reg.partial_fit([[1.0]], [1.0])

@@ -458,17 +458,25 @@ class TestEnds:
         assert curve.min() >= loss * (1 - 1e-4)
         assert curve[-1] > loss
 
-    def test_early_stopping_with_losses_below_zero(self):
+    @pytest.mark.parametrize("sign", [-1, 1])
+    def test_early_stopping_with_losses_of_any_sign(self, sign):
         rng = np.random.default_rng(0)
         X = rng.standard_normal((200, 3))
         y = rng.poisson(np.exp(1 + X @ [0.5, 0.3, 0.0])).astype(float)
+        tol = 1e-3
         reg = TorchLinearRegressor(
-            loss=poisson, solver="sgd", early_stopping=True, random_state=0, tol=1e-4, max_iter=300
-        ).fit(X, y)
+            loss=lambda p, t: poisson(p, t) + 10.0 * sign, solver="sgd", learning_rate=0.02,
+            early_stopping=True, random_state=0, tol=tol,
+        ).fit(X, y)  # fmt: skip
         assert reg.status_.kind.name == "EARLY_STOPPED"
-        assert reg.validation_loss_curve_.max() < 0
-        assert 10 < reg.n_iter_ < 300
-        assert distance(reg, [0.5, 0.3, 0.0], 1.0, X, y) < 0.1
+        curve = reg.validation_loss_curve_
+        assert (sign * curve[1:] > 0).all()
+        lowest, idle, epochs = curve[0], 0, 1
+        while idle < reg.n_iter_no_change:
+            falls = curve[epochs] < lowest - tol * abs(lowest)
+            lowest, idle = (curve[epochs], 0) if falls else (lowest, idle + 1)
+            epochs += 1
+        assert epochs == reg.n_iter_ < 300
 
     @pytest.mark.parametrize("loss", ["huber", poisson])
     def test_divergence_is_an_error(self, loss):

@@ -39,13 +39,14 @@ from torchlinreg.solvers import (
     Training,
     check_solver,
     check_trains,
+    choose_solver,
     geometry_of_accumulated,
     is_training,
     is_wide,
     optimizer_recipe,
     scheduler_maker,
     solve,
-    solve_accumulated,
+    solve_of_moments,
     train,
     train_one_pass,
 )
@@ -477,7 +478,8 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         if is_training(self.solver):
             solution = self._train_one_pass(blocks, first, geometry_of_accumulated(*arguments, tol=1e-12))
         else:
-            solution = solve_accumulated(*arguments, tol=float(self.tol))
+            choose_solver(self.solver, problem)  # or its refusal
+            solution = solve_of_moments(problem, moments, float(self.tol))
         self._moments = _to_device(moments, torch.device("cpu"))
         self._keep(solution, blocks)
         return self

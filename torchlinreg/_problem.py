@@ -10,7 +10,7 @@ so that, for half the squared error, ``Ridge(alpha=a)`` of scikit-learn is ``l2_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -77,6 +77,12 @@ class Problem:
             largest=largest_magnitudes(self.blocks, frame),
         )
         return self._moments_in(frame)
+
+    def with_moments(self, moments: Moments) -> Problem:
+        """The same problem with these moments, of rows that may be gone."""
+        other = replace(self)
+        other.__dict__["moments"] = moments  # where the cached property looks first
+        return other
 
     def _moments_in(self, frame: Frame) -> Moments:
         blocks = self.blocks

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torchlinreg._moments import SAFE_RANGE, choose_frame
+from torchlinreg._exact_moments import ExactMoments
+from torchlinreg._moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg.solvers._coordinates import Model
@@ -16,7 +17,7 @@ from torchlinreg.solvers._interior_point import solve_interior_point
 from torchlinreg.solvers._least_norm import with_least_norm
 from torchlinreg.solvers._newton import solve_newton
 from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
-from torchlinreg.solvers._proximal import solve_active_set
+from torchlinreg.solvers._proximal import solve_active_set, solve_moments
 from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train, train_one_pass
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
     "optimizer_recipe",
     "scheduler_maker",
     "solve",
-    "solve_accumulated",
+    "solve_of_moments",
     "train",
     "train_one_pass",
 ]
@@ -98,6 +99,20 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
         return run(other, min(tol, LEAST_TOL), max_iter)
 
     return with_least_norm(problem, run(problem, tol, max_iter), again)
+
+
+def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
+    """Least squares, with the problem's penalty, of the rows that moments were accumulated from."""
+    penalty = problem.penalty
+    if penalty.is_ridge:
+        n_features = problem.blocks.n_features
+        return solve_accumulated(moments, n_features, penalty.l2, problem.fit_intercept, tol)
+    given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples))
+
+    def again(other: Problem) -> Solution:
+        return solve_moments(other, tol)
+
+    return with_least_norm(given, again(given), again)
 
 
 def _refuse_extreme_units(problem: Problem) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.linalg import blas
 
 from torchlinreg._blocks import RowBlocks, tensor_blocks
-from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, symmetric
+from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, symmetric, wide_product
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import GRAM_BLOCK_BYTES, Problem
 from torchlinreg._residuals import DEPTHS, product
@@ -44,6 +45,11 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
     if blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples:
         return _solve_by_working_sets(problem, tol, max_iter)
     return _solve_by_moments(problem, tol, max_iter)
+
+
+def solve_moments(problem: Problem, tol: float) -> Solution:
+    """The same from the problem's moments alone, whose rows may be gone."""
+    return _solve_by_moments(problem, tol, 0)
 
 
 def _rests_at_zero(penalty: Penalty) -> np.ndarray:
@@ -346,9 +352,10 @@ class _WorkingSet:
         old = len(self.index)
         gram = np.empty((old + len(index),) * 2)
         gram[:old, :old] = self.gram
-        gram[old:, old:] = columns @ columns.T
+        lower = blas.dsyrk(1.0, columns.T, trans=1, lower=1)
+        gram[old:, old:] = np.tril(lower) + np.tril(lower, -1).T
         if old:
-            gram[old:, :old] = columns @ self.columns.T
+            gram[old:, :old] = blas.dgemm(1.0, columns.T, self.columns.T, trans_a=True)
             gram[:old, old:] = gram[old:, :old].T
         return _WorkingSet(
             np.concatenate([self.index, index]),
@@ -437,6 +444,13 @@ class _Candidate:
         return np.array([minimum.optimality for minimum in self.minima])
 
 
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """By the library of the passes: what wakes the threads of another waits for theirs to end."""
+    if left.size == 0:
+        return left @ right
+    return wide_product(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+
+
 def _minimise_over(
     working: _WorkingSet,
     source: _Columns,
@@ -451,7 +465,7 @@ def _minimise_over(
     part = _part(penalty, working.index)
     unit = working.unit / source.scale[working.index]
     inside = [_in_units(part, unit, target) for target in targets.unit]
-    cross = working.columns @ weighted
+    cross = _product(working.columns, weighted)
     starts: list[np.ndarray | None] = [None] * len(inside)
     if last is not None:
         old = len(last.minima[0].coef)
@@ -461,13 +475,13 @@ def _minimise_over(
             start[:old] = minimum.coef
     if correct and last is not None:
         before = np.stack([minimum.coef for minimum in last.minima], axis=1)
-        cross = working.columns @ (root * last.residual) + working.gram @ before
+        cross = _product(working.columns, root * last.residual) + working.gram @ before
     minima = [
         minimise_quadratic(working.gram, linear, each, start)
         for linear, each, start in zip(cross.T, inside, starts, strict=True)
     ]
     coef = np.stack([minimum.coef for minimum in minima], axis=1)
-    left = weighted - working.columns.T @ coef
+    left = weighted - _product(working.columns.T, coef)
     penalties = np.array([each.value(one) for each, one in zip(inside, coef.T, strict=True)])
     residual = np.divide(left, root, out=np.zeros_like(left), where=root > 0)
     return _Candidate(minima, inside, residual, (left**2).sum(0) / 2 + penalties)
