@@ -364,19 +364,19 @@ class TestRows:
         X[:12] = np.repeat(np.eye(6), 2, axis=0)
         y = X @ [3.0, -1, 0, 0, 2, 0] + rng.standard_t(2, 90)
         reg = TorchLinearRegressor(
-            loss="huber", solver="sgd", batch_size=batch_size, random_state=0, max_iter=8, tol=0, alpha=0.01,
+            loss=losses.Huber(scale=1.0), solver="sgd", batch_size=batch_size, random_state=0, max_iter=8, tol=0, alpha=0.01,
             l1_ratio=float(penalty == "lasso"),
         )  # fmt: skip
         expected = fit_quietly(clone(reg), X, y)
         of_sparse = fit_quietly(clone(reg), sparse.csr_array(X), y)
-        np.testing.assert_allclose(of_sparse.coef_, expected.coef_, atol=1e-12)
+        np.testing.assert_allclose(of_sparse.coef_, expected.coef_, atol=1e-8)
         of_tensor = fit_quietly(clone(reg), torch.from_numpy(X), torch.from_numpy(y))
         np.testing.assert_array_equal(of_tensor.coef_, expected.coef_)
         monkeypatch.setattr("torchlinreg.solvers._row_passes.KEPT_BYTES", 0)
         with config_context(working_memory=0.005):
             in_blocks = fit_quietly(clone(reg), X, y)
-        np.testing.assert_allclose(in_blocks.coef_, expected.coef_, atol=1e-12)
-        np.testing.assert_allclose(in_blocks.loss_curve_, expected.loss_curve_, rtol=1e-12)
+        np.testing.assert_allclose(in_blocks.coef_, expected.coef_, atol=1e-8)
+        np.testing.assert_allclose(in_blocks.loss_curve_, expected.loss_curve_, rtol=1e-8)
 
     def test_float32(self):
         X, y = hubble()

@@ -30,6 +30,7 @@ FIRST_ROWS = 32
 # Columns whose products with the residuals are this share of their l1 come along before they must: 2000 x
 # 5000 with 96 of the coefficients not zero takes 3 passes instead of 4.
 NEAR = 0.8
+FEWEST_NEAR = 16
 MAX_REFINEMENTS = 3
 MAX_ROUNDS = 100
 # Penalties and bounds in units so extreme that they overflow.
@@ -509,6 +510,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
         if done or n_passes >= limit:
             break
         n_more = n_unrested + max(SMALLEST_SET, len(working.index))
+        n_more = min(n_more, 2 * int(misplaced.sum()) + FEWEST_NEAR)
         found = (misplaced | (is_outside & near)).nonzero()[0]
         found = found[np.argsort(-score[found], kind="stable")[:n_more]]
         working = working.grown(source, found)
