@@ -45,6 +45,8 @@ def public_objects(owner_name: str, owner: Any) -> Iterator[tuple[str, Any]]:
         value = inspect.getattr_static(owner, name)
         if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
             continue
+        if (value.__doc__ or "").startswith("See `"):  # an override, documented where it is first defined
+            continue
         yield f"{owner_name}.{name}", value
         if inspect.isclass(value):
             yield from public_objects(f"{owner_name}.{name}", value)

@@ -19,16 +19,13 @@ from torch import Tensor
 __all__ = [
     "LOSSES",
     "AbsoluteError",
-    "CallableLoss",
     "EpsilonInsensitive",
     "Huber",
     "LogCosh",
     "Loss",
-    "PiecewiseLinear",
     "Quantile",
     "SquaredEpsilonInsensitive",
     "SquaredError",
-    "as_loss",
 ]
 
 
@@ -58,11 +55,15 @@ class Loss:
 
         Parameters
         ----------
-        prediction, target : Tensor of the same shape
+        prediction : Tensor
+            Predictions.
+        target : Tensor
+            Targets, of the same shape.
 
         Returns
         -------
-        Tensor of that shape
+        Tensor
+            Of that shape.
         """
         raise NotImplementedError
 
@@ -71,11 +72,15 @@ class Loss:
 
         Parameters
         ----------
-        prediction, target : Tensor of the same shape
+        prediction : Tensor
+            Predictions.
+        target : Tensor
+            Targets, of the same shape.
 
         Returns
         -------
-        Tensor of that shape
+        Tensor
+            Of that shape.
         """
         raise NotImplementedError
 
@@ -84,11 +89,15 @@ class Loss:
 
         Parameters
         ----------
-        prediction, target : Tensor of the same shape
+        prediction : Tensor
+            Predictions.
+        target : Tensor
+            Targets, of the same shape.
 
         Returns
         -------
-        Tensor of that shape
+        Tensor
+            Of that shape.
         """
         raise NotImplementedError
 
@@ -98,6 +107,7 @@ class Loss:
         Returns
         -------
         PiecewiseLinear
+            The slope on the left, the positions where it rises, and by how much.
         """
         raise NotImplementedError
 
@@ -112,6 +122,7 @@ class Loss:
         Returns
         -------
         dict
+            Of what the loss was made with.
         """
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -119,6 +130,14 @@ class Loss:
     def estimates_scale(self) -> bool:
         """Whether a scale of the residuals is estimated together with the coefficients."""
         return False
+
+    @property
+    def is_central(self) -> bool:
+        """Whether the optimum is in the middle of the targets, as a mean or median, and not a quantile."""
+        if self.kind != "piecewise_linear":
+            return True
+        slope, _, jumps = self.pieces()
+        return slope + sum(jumps) == -slope
 
 
 class PiecewiseLinear(NamedTuple):
@@ -214,7 +233,7 @@ class Huber(Loss):
     Examples
     --------
     >>> from torchlinreg import TorchLinearRegressor
-    >>> X, y = [[0.0], [1.0], [2.0], [3.0], [4.0]], [0.0, 1.1, 1.9, 3.0, 400.0]
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]], [0.0, 1.1, 1.9, 400.0, 4.0, 5.1]
     >>> TorchLinearRegressor(loss="huber").fit(X, y).coef_.round(1)
     array([1.])
     """
@@ -261,13 +280,13 @@ class AbsoluteError(_Polyhedral):
     Examples
     --------
     >>> from torchlinreg import TorchLinearRegressor
-    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [0.0, 1.0, 2.0, 300.0]
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0], [4.0]], [0.0, 1.0, 200.0, 3.0, 4.0]
     >>> TorchLinearRegressor(loss="absolute_error").fit(X, y).coef_
     array([1.])
     """
 
     def pieces(self) -> PiecewiseLinear:
-        """Slopes and where they change."""
+        """See `Loss`."""
         return PiecewiseLinear(-1.0, (0.0,), (2.0,))
 
 
@@ -298,7 +317,7 @@ class Quantile(_Polyhedral):
         _check(self, "quantile", "a number between 0 and 1, both excluded", lambda value: 0 < value < 1)
 
     def pieces(self) -> PiecewiseLinear:
-        """Slopes and where they change."""
+        """See `Loss`."""
         return PiecewiseLinear(float(self.quantile) - 1.0, (0.0,), (1.0,))
 
 
@@ -314,9 +333,10 @@ class EpsilonInsensitive(_Polyhedral):
     Examples
     --------
     >>> from torchlinreg import TorchLinearRegressor, losses
-    >>> tube = losses.EpsilonInsensitive(0.5)
-    >>> TorchLinearRegressor(loss=tube).fit([[0.0], [1.0], [2.0]], [0.0, 1.4, 1.6]).score([[1.0]], [1.0])
-    nan
+    >>> X, y = [[0.0], [1.0], [2.0], [3.0]], [0.0, 1.5, 1.5, 3.0]
+    >>> reg = TorchLinearRegressor(loss=losses.EpsilonInsensitive(0.5)).fit(X, y)
+    >>> bool((abs(reg.predict(X) - y) <= 0.5 + 1e-9).all())
+    True
     """
 
     epsilon: float = 0.1
@@ -325,7 +345,7 @@ class EpsilonInsensitive(_Polyhedral):
         _check(self, "epsilon", "a number, 0 or more", lambda value: value >= 0)
 
     def pieces(self) -> PiecewiseLinear:
-        """Slopes and where they change."""
+        """See `Loss`."""
         if self.epsilon == 0:
             return PiecewiseLinear(-1.0, (0.0,), (2.0,))
         return PiecewiseLinear(-1.0, (-float(self.epsilon), float(self.epsilon)), (1.0, 1.0))

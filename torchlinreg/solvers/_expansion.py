@@ -17,6 +17,7 @@ from torchlinreg.solvers._design import Design
 # are taken so far apart, relative to the residual.
 NEGATIVE = 1e-8
 DIFFERENCE = 1e-4
+ROUNDING = 1e-15
 # Steps of a first guess of the scale, which is then one of the variables, and the rows it is made from.
 SCALE_STEPS, SCALE_ROWS = 4, 4096
 TINY = 1e-300
@@ -200,7 +201,9 @@ def _convex_curvature(
         return curvature
     at, of = prediction[doubtful], target[doubtful]
     step = DIFFERENCE * (1 + (at - of).abs())
-    slope = (loss.derivative(at + step, of) - loss.derivative(at - step, of)) / (2 * step)
+    before, after = loss.derivative(at - step, of), loss.derivative(at + step, of)
+    slope = (after - before) / (2 * step)
+    slope[slope.abs() * step <= ROUNDING * (before.abs() + after.abs())] = 0.0
     lowest, where = slope.min(0)
     if lowest < -NEGATIVE * curvature.nan_to_num().abs().max():
         raise ValueError(

@@ -50,6 +50,7 @@ LEAST_SHRINK = 0.1
 # share of the objective, in coordinates of unit columns, then decides among several optima; of that of a
 # constant prediction where next to nothing is left.
 FLAT, PULL, PERFECT, TINY = 1e-12, 1e-6, 1e-9, 1e-300
+PULL_STAGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.0)
 # Mean curvatures below this share of that at a residual of 0 are those of rows that are mostly far off; the
 # least absolute error, to this tolerance, is then the better start.
 THIN, ROBUST_TOL = 0.05, 1e-6
@@ -134,8 +135,9 @@ def _solve_target(
     end = _descend(objective, model, variables, here, unit, tol, limit)
     if end.status is not Status.OPTIMAL or end.is_flat or not model.is_flat_at(end.hessian):
         return end
-    # Of several optima a small ridge leads to one that does not depend on the start; a second one, about
-    # that, takes away what the first has moved elsewhere.
+    # Of several optima a small ridge leads to one that does not depend on the start. It comes from larger
+    # ones, since steps far into a flat region would be no guide; a last one, about the optimum found, takes
+    # away what the others have moved elsewhere.
     here = objective.expand(end.variables)
     toward = _constant_prediction(design, target)
     away = end.variables[: design.n_columns] - toward
@@ -143,15 +145,17 @@ def _solve_target(
     pull = PULL * size / max(float(away @ away), TINY)
     if pull <= FLAT * float(end.hessian.diagonal().max()):
         return end  # coordinates so large that a ridge would do more than to decide
-    for _ in range(2):
-        pulled = replace(model, pull=pull, toward=toward)
-        again = _descend(objective, pulled, end.variables, here, unit, tol, limit)
+    found = end
+    for stage in PULL_STAGES:
+        if stage == 0:
+            toward, stage = found.variables[: design.n_columns], 1.0
+        pulled = replace(model, pull=pull * stage, toward=toward)
+        again = _descend(objective, pulled, found.variables, here, unit, tol, limit)
         if again.status is not Status.OPTIMAL:
             return end
-        end = again._replace(n_iter=end.n_iter + again.n_iter)
-        toward = end.variables[: design.n_columns]
-        here = objective.expand(end.variables)
-    return end
+        found = again._replace(n_iter=found.n_iter + again.n_iter)
+        here = objective.expand(found.variables)
+    return found
 
 
 def _descend(

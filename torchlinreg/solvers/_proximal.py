@@ -42,7 +42,7 @@ UNSEEN = 1e-14
 def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """Minimise the squared error with an elastic net penalty and bounds; `n_iter` counts passes over rows."""
     blocks, penalty = problem.blocks, problem.penalty
-    n_unrested = np.count_nonzero(~_rests_at_zero(penalty))
+    n_unrested = int((~_rests_at_zero(penalty)).sum())
     if blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples:
         return _solve_by_working_sets(problem, tol, max_iter)
     return _solve_by_moments(problem, tol, max_iter)
@@ -505,7 +505,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
         gaps = candidate.gaps + _gaps_outside(products, outside, spread, is_outside, candidate.values)
         optimality = _relative(gaps, candidate.values, targets.spread, targets.unit)
         misplaced = is_outside & (score > UNSEEN)
-        n_unrested = np.count_nonzero(misplaced & unrested)
+        n_unrested = int((misplaced & unrested).sum())
         done = not misplaced.any() or (optimality <= tol and n_unrested == 0)
         if done or n_passes >= limit:
             break
