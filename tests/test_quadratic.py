@@ -182,6 +182,13 @@ def test_a_start_at_the_minimum_needs_one_factorisation():
     np.testing.assert_allclose(again.coef, first.coef, rtol=1e-12)
 
 
+@pytest.mark.parametrize("start", [None, np.zeros(3)])
+def test_coefficients_are_free_as_soon_as_their_gradient_asks_for_it(start):
+    gram, linear = np.eye(3), np.array([0.5 + 1e-13, -0.5 - 1e-13, 0.5])
+    coef = minimise_quadratic(gram, linear, elastic_net(0.5, 1.0, 3), start).coef
+    np.testing.assert_allclose(coef, [1e-13, -1e-13, 0.0], rtol=1e-2)
+
+
 def test_equal_bounds_fix_coefficients():
     gram, linear = np.eye(3), np.array([1.0, 2.0, -3.0])
     lower, upper = np.array([5.0, -np.inf, -1.0]), np.array([5.0, np.inf, -1.0])

@@ -400,7 +400,8 @@ def _exchanged(task: _Task, point: _Point, index: int, direction: float, excess:
 def _minimum_over_pieces(task: _Task, point: _Point) -> tuple[_Point, int]:
     """Newton steps, cut at what they cross where going on does not pay, until one ends inside its pieces."""
     n_steps = 0
-    while len(point.free):
+    limit = 10 * (len(point.free) + 10)  # mostly one to three; but rounding may undo steps across kinks
+    while len(point.free) and n_steps < limit:
         n_steps += 1
         free, factor = task.independent(point.free)
         if len(free) < len(point.free):
