@@ -151,6 +151,7 @@ class TestWhatIsTaken:
             (torch.nn.MSELoss(), ValueError, "reduction='none'"),
             (lambda p, y: ((p - y) ** 2).mean(), ValueError, r"shape \(\).*reduction='none'"),
             (lambda p, y: (p - y).square().sum() + 0 * p, ValueError, "not elementwise"),
+            (lambda p, y: (p - p.mean() - y) ** 2, ValueError, "not elementwise"),
             (lambda p, y: np.square((p - y).numpy()), (TypeError, RuntimeError), "."),
             (lambda p, y: 1.0, TypeError, "float"),
             (lambda p, y: (p - y).detach().square(), TypeError, "detach"),

@@ -231,7 +231,8 @@ def _first(
     constant = model.feasible(_constant_prediction(design, objective.target))
     fitted = model.feasible(design.start[:, objective.target])
     if isinstance(loss, CallableLoss):
-        loss.check(torch.full_like(y, constant[0] if design.fit_intercept else 0.0), y)
+        # Not at a constant, where the mean of the predictions would pass for one of them.
+        loss.check(y.flip(0), y)
     if loss.estimates_scale:
         constant, fitted = (np.append(each, objective.scale_at(each)) for each in (constant, fitted))
         for exact in (constant, fitted):
