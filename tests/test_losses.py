@@ -166,6 +166,18 @@ class TestWhatIsTaken:
         with pytest.raises(error, match=words):
             TorchLinearRegressor(loss=loss).fit(X, y)
 
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            lambda p, y: (p - p.mean() - y) ** 2 + 0.1 * p**2,
+            lambda p, y: (p - y) ** 2 / (1 + p.max() - p.min()),
+        ],
+    )
+    def test_losses_of_all_predictions_are_found_out_on_periodic_targets(self, loss):
+        X, _ = heavy_tailed()
+        with pytest.raises(ValueError, match="not elementwise"):
+            TorchLinearRegressor(loss=loss).fit(X, np.tile([0.0, 1.0], 30))
+
     def test_a_failed_fit_keeps_the_earlier_one(self):
         X, y = heavy_tailed()
         reg = TorchLinearRegressor().fit(X, y)

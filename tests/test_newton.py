@@ -179,6 +179,32 @@ class TestHuberRegressor:
         np.testing.assert_allclose(both.coef_[0], one.coef_, rtol=1e-10)
         np.testing.assert_allclose(both.scale_, [one.scale_, both.scale_[1]], rtol=1e-10)
 
+    @pytest.mark.parametrize("outlier", [1e6, 1e8])
+    def test_the_scale_of_data_with_a_gross_outlier(self, outlier):
+        X, y = data("normal", 3)
+        y[0] += 1e4
+        usual = TorchLinearRegressor(loss="huber").fit(X, y)
+        y[0] += outlier
+        gross = TorchLinearRegressor(loss="huber").fit(X, y)
+        np.testing.assert_allclose(gross.coef_, usual.coef_, rtol=1e-6)
+        np.testing.assert_allclose(gross.scale_, usual.scale_, rtol=1e-6)
+
+    def test_the_scale_of_small_residuals_about_a_large_offset(self):
+        X, y = data("normal", 3)
+        usual = TorchLinearRegressor(loss="huber").fit(X, y)
+        far = TorchLinearRegressor(loss="huber").fit(X, 1e-4 * y + 1e9)
+        np.testing.assert_allclose(far.scale_, 1e-4 * usual.scale_, rtol=0.01)
+        np.testing.assert_allclose(far.coef_, 1e-4 * usual.coef_, rtol=0.05, atol=1e-6)
+
+    def test_a_row_of_no_weight_has_no_say(self):
+        X, y = data("normal", 3)
+        weight = np.ones(len(y))
+        without = TorchLinearRegressor(loss="huber").fit(X[1:], y[1:])
+        weight[0], y[0] = 0.0, 1e14
+        ignored = TorchLinearRegressor(loss="huber").fit(X, y, sample_weight=weight)
+        np.testing.assert_allclose(ignored.coef_, without.coef_, rtol=1e-9)
+        np.testing.assert_allclose(ignored.scale_, without.scale_, rtol=1e-9)
+
     def test_a_majority_fitted_exactly_has_no_scale(self):
         rng = np.random.default_rng(0)
         X = rng.standard_normal((40, 2))

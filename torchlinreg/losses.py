@@ -470,7 +470,6 @@ class CallableLoss(Loss):
             It gives another shape, or losses that depend on more than their own element.
         """
         losses = self._called(prediction, target)
-        half = len(prediction) // 2
         with torch.enable_grad():
             inside = prediction.detach().requires_grad_()
             given = self._called(inside, target)
@@ -480,12 +479,12 @@ class CallableLoss(Loss):
                     "operations of torch on the prediction, without detach(), item() or NumPy."
                 )
         alone = torch.cat(
-            [self._called(part, of) for part, of in zip(_halves(prediction), _halves(target), strict=True)]
+            [self._called(part, of) for part, of in zip(_parts(prediction), _parts(target), strict=True)]
         )
-        if half and not torch.allclose(losses, alone, rtol=1e-9, atol=0, equal_nan=True):
+        if not torch.allclose(losses, alone, rtol=1e-9, atol=0, equal_nan=True):
             raise ValueError(
-                f"loss={self.function!r} is not elementwise: the losses of a half of the rows change with "
-                "the other half. Each loss may depend on its own prediction and target only; leave sums and "
+                f"loss={self.function!r} is not elementwise: the losses of a third of the rows change "
+                "with the others. Each loss may depend on its own prediction and target only; leave sums and "
                 "means to the estimator."
             )
 
@@ -510,9 +509,10 @@ class CallableLoss(Loss):
         return gradient
 
 
-def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
-    half = len(values) // 2
-    return values[:half], values[half:]
+def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
+    """A third and the rest; halves of periodic values could be alike."""
+    third = (len(values) + 2) // 3
+    return values[:third], values[third:]
 
 
 # What `TorchLinearRegressor(loss=...)` takes by name.

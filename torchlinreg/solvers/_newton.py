@@ -42,8 +42,9 @@ ROUNDING = 1e-13
 # Near the optimum each step must gain this many times less than the one before; where so many in a row do
 # not, rounding has taken over.
 LEAST_GAIN, PATIENCE = 4.0, 3
-# A scale below this share of the size of y is that of a perfect fit of many rows.
-NO_SCALE = 1e-13
+# A scale below this share of the typical spread of y is that of a perfect fit of many rows; so is one below
+# the rounding of y or, where most of y is 0, this share of the largest.
+NO_SCALE, EPS, NO_SCALE_AT_ALL = 1e-13, 4 * 2.0**-53, 1e-30
 # In a step, the scale does not fall below this share of itself.
 LEAST_SHRINK = 0.1
 # A Hessian of unit diagonal is singular where its smallest eigenvalue is below this; a ridge of the other
@@ -82,17 +83,23 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         absolute = _without_scale(problem, tol, max_iter)
         assert scale is not None
         coef[:, flat], intercept[flat], scale[flat] = absolute.coef[:, flat], absolute.intercept[flat], 0.0
-    worst = max((end for end in ends), key=lambda end: end.optimality)
+        for target in flat:
+            ends[target] = ends[target]._replace(
+                status=absolute.status,
+                optimality=absolute.optimality or 0.0,
+                n_iter=ends[target].n_iter + absolute.n_iter,
+            )
+    unfinished = [end.status for end in ends if end.status is not Status.OPTIMAL]
     return Solution(
         coef=coef,
         intercept=intercept,
         rank=design.rank,
         condition_number=design.condition_number,
         solver="newton",
-        status=worst.status,
+        status=unfinished[0] if unfinished else Status.OPTIMAL,
         n_iter=max(end.n_iter for end in ends),
         error=0.0,
-        optimality=worst.optimality,
+        optimality=max(end.optimality for end in ends),
         scale=scale,
     )
 
@@ -169,8 +176,7 @@ def _descend(
 ) -> _End:
     """Newton steps from `variables`, where the expansion is `here`, to the optimum."""
     has_scale = objective.loss.estimates_scale
-    y = objective.design.blocks.y[:, objective.target]
-    smallest_scale = NO_SCALE * float(y.square().mean().sqrt())
+    smallest_scale = _smallest_scale(objective)
     damping, first_damping, last_gain, waited = 0.0, np.inf, np.inf, 0
     for n_iter in range(1, limit + 1):
         if has_scale and variables[-1] <= smallest_scale:
@@ -179,9 +185,10 @@ def _descend(
         before = here.value + model.penalty_of(variables)
         close = damping == 0 and gain <= ROUNDING * abs(before)
         waited = waited + 1 if close and gain * LEAST_GAIN > last_gain else 0
-        if gain <= tol**2 * unit * (damping == 0) or waited == PATIENCE:
+        enough = tol**2 * min(unit, float(variables @ here.hessian @ variables))
+        if gain <= enough * (damping == 0) or waited == PATIENCE:
             return _End(variables, gain / unit, Status.OPTIMAL, n_iter, here.hessian)
-        if close and gain * gain <= tol**2 * unit * last_gain < np.inf:  # convergence is quadratic
+        if close and gain * gain <= enough * last_gain < np.inf:  # convergence is quadratic
             return _End(goal, gain / last_gain * gain / unit, Status.OPTIMAL, n_iter, here.hessian)
         trial = goal if not has_scale else _with_positive_scale(variables, goal)
         there = objective.expand(trial, here)
@@ -209,6 +216,15 @@ def _descend(
     return _End(variables, optimality, status, n_iter, here.hessian)
 
 
+def _smallest_scale(objective: Objective) -> float:
+    """What rounding leaves of residuals; of a median, since outliers must not count."""
+    design = objective.design
+    y = design.blocks.y[:, objective.target][design.share > 0]
+    size = float(y.abs().median())
+    spread = float((y - y.median()).abs().median()) or size
+    return max(NO_SCALE * spread, EPS * size, NO_SCALE_AT_ALL * float(y.abs().max()))
+
+
 def _with_positive_scale(variables: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """As much of the way to the goal as leaves the scale positive."""
     least = LEAST_SHRINK * variables[-1]
@@ -232,7 +248,8 @@ def _first(
     fitted = model.feasible(design.start[:, objective.target])
     if isinstance(loss, CallableLoss):
         # Not at a constant, where the mean of the predictions would pass for one of them.
-        loss.check(y.flip(0), y)
+        noise = torch.randn(len(y), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        loss.check(y + (float((y - y.mean()).square().mean().sqrt()) or 1.0) * noise.to(y.device), y)
     if loss.estimates_scale:
         constant, fitted = (np.append(each, objective.scale_at(each)) for each in (constant, fitted))
         for exact in (constant, fitted):
