@@ -1,4 +1,4 @@
-"""`TorchLinearRegressor`: parameters, validation and attributes; the only file with scikit-learn classes."""
+"""`TorchLinearRegressor`: parameters, validation and attributes."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
     ----------
     coef_ : ndarray of shape (n_features,) or (n_targets, n_features)
         Coefficients in the units of X and y; 1-D if y was. float32 if X was float32, else float64. Where
-        columns of X depend on each other, the coefficients of least norm.
+        columns of X depend on each other, the coefficients of least norm, unless there is an l1 penalty.
     intercept_ : float or ndarray of shape (n_targets,)
         Intercept; 0.0 if ``fit_intercept=False``.
     n_features_in_ : int
