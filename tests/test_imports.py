@@ -14,12 +14,14 @@ PACKAGE = Path(__file__).parents[1] / "torchlinreg"
 # Each module imports only from those before it. A new file takes its place here.
 ORDER = [
     "torchlinreg._compensated",
+    "torchlinreg._checks",
     "torchlinreg._blocks",
     "torchlinreg._moments",
     "torchlinreg._exact_moments",
     "torchlinreg._residuals",
     "torchlinreg._solution",
     "torchlinreg.losses",
+    "torchlinreg._loss_parameters",
     "torchlinreg._penalty",
     "torchlinreg._problem",
     "torchlinreg._validation",

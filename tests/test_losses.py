@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from torchlinreg import TorchLinearRegressor, losses
+from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, losses
 from torchlinreg.losses import LOSSES, Loss
 
 OBJECTS = [
@@ -126,6 +126,13 @@ class TestObjects:
         ).fit(X, y)
         assert len(search.cv_results_["params"]) == 3
 
+    def test_cross_validation_has_them_too(self):
+        X, y = heavy_tailed()
+        reg = TorchLinearRegressorCV(loss=losses.Huber(), alphas=[0.1, 1.0], cv=2)
+        assert reg.set_params(loss__epsilon=2.0).loss == losses.Huber(2.0)
+        search = GridSearchCV(reg, {"loss__epsilon": [1.2, 3.0]}, cv=2).fit(X, y)
+        assert search.best_estimator_.loss.epsilon == search.best_params_["loss__epsilon"]
+
     def test_set_params_makes_a_new_loss(self):
         loss = losses.Quantile(0.5)
         reg = TorchLinearRegressor(loss=loss).set_params(loss__quantile=0.9, alpha=1.0)
@@ -148,15 +155,18 @@ class TestWhatIsTaken:
             (losses.Huber, TypeError, r"Huber\(\)"),
             (3.0, TypeError, "function"),
             (None, TypeError, "function"),
+            (Loss(), TypeError, r"Loss\(\) has no value"),
             (torch.nn.MSELoss(), ValueError, "reduction='none'"),
             (lambda p, y: ((p - y) ** 2).mean(), ValueError, r"shape \(\).*reduction='none'"),
             (lambda p, y: (p - y).square().sum() + 0 * p, ValueError, "not elementwise"),
             (lambda p, y: (p - p.mean() - y) ** 2, ValueError, "not elementwise"),
-            (lambda p, y: np.square((p - y).numpy()), (TypeError, RuntimeError), "."),
+            (lambda p, y: np.square((p - y).numpy()), TypeError, "without.*NumPy"),
             (lambda p, y: 1.0, TypeError, "float"),
             (lambda p, y: (p - y).detach().square(), TypeError, "detach"),
             (lambda p, y: torch.log1p((p - y).square()), ValueError, "not convex"),
             (lambda p, y: -((p - y) ** 2), ValueError, "not convex"),
+            (lambda p, y: ((p - y) ** 2).clamp(max=9.0), ValueError, "not convex"),
+            (lambda p, y: (p - y).abs() + 0.01 * ((p - y) ** 2).clamp(max=4.0), ValueError, "not convex"),
             (lambda p, y: (p - y) ** 2 / 0, ValueError, "not finite"),
             (lambda p, y: (p - y).abs(), ValueError, "no curvature.*AbsoluteError"),
         ],
@@ -273,7 +283,27 @@ class Fair(Loss):
         return (1 + (prediction - target).abs() / self.c) ** -2
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+class Cauchy(Fair):
+    """``log(1 + r^2)``, which is not convex."""
+
+    def value(self, prediction, target):
+        return torch.log1p((prediction - target).square())
+
+    def derivative(self, prediction, target):
+        residual = prediction - target
+        return 2 * residual / (1 + residual.square())
+
+    def curvature(self, prediction, target):
+        square = (prediction - target).square()
+        return 2 * (1 - square) / (1 + square) ** 2
+
+
+def test_a_new_loss_that_is_not_convex_is_refused():
+    X, y = heavy_tailed()
+    with pytest.raises(ValueError, match=r"Cauchy\(c=1.0\) is not convex"):
+        TorchLinearRegressor(loss=Cauchy()).fit(X, y)
+
+
 class TestANewLoss:
     """One class and one row of `LOSSES` give every penalty, constraint, solver and search."""
 

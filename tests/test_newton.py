@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import HuberRegressor
 
 from torchlinreg import TorchLinearRegressor, losses
-from torchlinreg._estimator import ConvergenceWarning
 
 KINDS = [
     "normal",
@@ -179,15 +179,15 @@ class TestHuberRegressor:
         np.testing.assert_allclose(both.coef_[0], one.coef_, rtol=1e-10)
         np.testing.assert_allclose(both.scale_, [one.scale_, both.scale_[1]], rtol=1e-10)
 
-    @pytest.mark.parametrize("outlier", [1e6, 1e8])
-    def test_the_scale_of_data_with_a_gross_outlier(self, outlier):
+    @pytest.mark.parametrize("outlier", [1e6, 1e10, 1e14])
+    def test_the_size_of_outliers_does_not_matter(self, outlier):
         X, y = data("normal", 3)
-        y[0] += 1e4
-        usual = TorchLinearRegressor(loss="huber").fit(X, y)
-        y[0] += outlier
-        gross = TorchLinearRegressor(loss="huber").fit(X, y)
-        np.testing.assert_allclose(gross.coef_, usual.coef_, rtol=1e-6)
-        np.testing.assert_allclose(gross.scale_, usual.scale_, rtol=1e-6)
+        y[:5] = 1e3
+        near = TorchLinearRegressor(loss="huber").fit(X, y)
+        y[:5] = outlier
+        far = TorchLinearRegressor(loss="huber").fit(X, y)
+        np.testing.assert_allclose(far.coef_, near.coef_, rtol=1e-12)
+        np.testing.assert_allclose(far.scale_, near.scale_, rtol=1e-12)
 
     def test_the_scale_of_small_residuals_about_a_large_offset(self):
         X, y = data("normal", 3)
@@ -200,7 +200,7 @@ class TestHuberRegressor:
         X, y = data("normal", 3)
         weight = np.ones(len(y))
         without = TorchLinearRegressor(loss="huber").fit(X[1:], y[1:])
-        weight[0], y[0] = 0.0, 1e14
+        weight[0], y[0] = 0.0, 1e200
         ignored = TorchLinearRegressor(loss="huber").fit(X, y, sample_weight=weight)
         np.testing.assert_allclose(ignored.coef_, without.coef_, rtol=1e-9)
         np.testing.assert_allclose(ignored.scale_, without.scale_, rtol=1e-9)

@@ -81,6 +81,13 @@ class RowBlocks:
         self.is_sparse = source.density <= CSR_DENSITY and y.device.type == "cpu"
         self.rows_per_block = _rows_per_block(self.n_features + self.n_targets + 1)
 
+    @property
+    def share(self) -> torch.Tensor:
+        """The weights over their sum, shape (n_samples,)."""
+        if self.weight is None:
+            return torch.full((self.n_samples,), 1 / self.n_samples, dtype=torch.float64, device=self.device)
+        return self.weight / self.weight.sum()
+
     def __iter__(self) -> Iterator[Block]:
         for start in range(0, self.n_samples, self.rows_per_block):
             yield self.rows(start, min(start + self.rows_per_block, self.n_samples))
@@ -131,6 +138,13 @@ class RowBlocks:
         y = self.y.index_select(0, index.to(self.device))
         return RowBlocks(source, y, weight, one_target=self.one_target)
 
+    def counting(self) -> RowBlocks:
+        """The rows whose weight is not 0; not a copy."""
+        if self.weight is None or bool((self.weight > 0).all()):
+            return self
+        index = torch.nonzero(self.weight > 0)[:, 0]
+        return self.select(index.cpu(), self.weight[index])
+
     def head(self, n_rows: int) -> Block:
         """The first rows, as a dense block, from the first one with a positive weight on."""
         start = 0 if self.weight is None else _first_positive(self.weight)
@@ -160,6 +174,10 @@ class RowBlocks:
         for block in blocks:
             result = merge(result, of(block))
         return result
+
+    def with_targets(self, y: torch.Tensor) -> RowBlocks:
+        """The same rows with other targets, of the same shape."""
+        return RowBlocks(self._source, y, self.weight, one_target=self.one_target)
 
     def with_ordinary_weights(self) -> RowBlocks:
         """The same rows, with weights divided by a power of two if their sum could over- or underflow.

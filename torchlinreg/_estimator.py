@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +23,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
+from torchlinreg._checks import check_flag, check_number
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
+from torchlinreg._loss_parameters import LossParametersMixin
 from torchlinreg._moments import LARGEST_MOMENT, Frame, Moments, choose_frame, largest_magnitudes
 from torchlinreg._penalty import penalty_of
 from torchlinreg._problem import Problem
@@ -71,7 +73,9 @@ def _can_go_on(estimator: TorchLinearRegressor) -> bool:
     )
 
 
-class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
+class TorchLinearRegressor(
+    LossParametersMixin, CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator
+):
     """A linear neuron of any convex loss and elastic net penalty, at its optimum at once or trained.
 
     Minimises, over `coef` and `intercept`, with ``p_i = x_i . coef + intercept``::
@@ -539,39 +543,6 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         predicted = self.predict(X)
         return float(r2_score(_on_host(y), _on_host(predicted), sample_weight=_on_host(sample_weight)))
 
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, also those of a loss object, as in ``loss__quantile=0.9``.
-
-        Parameters
-        ----------
-        **params : dict
-            Parameters by name. Since losses are immutable, `loss` becomes a new object.
-
-        Returns
-        -------
-        self : TorchLinearRegressor
-            The estimator.
-
-        Raises
-        ------
-        ValueError
-            There is no such parameter.
-        """
-        of_loss = {name: value for name, value in params.items() if name.startswith("loss__")}
-        super().set_params(**{name: value for name, value in params.items() if name not in of_loss})
-        if not of_loss:
-            return self
-        known = self.loss.get_params() if isinstance(self.loss, Loss) else {}
-        unknown = [name for name in of_loss if name.removeprefix("loss__") not in known]
-        if unknown:
-            hint = (
-                f"has {sorted(known)}" if known else "has none; objects of torchlinreg.losses may have some"
-            )
-            raise ValueError(f"Invalid parameter {unknown[0]!r}: loss={self.loss!r} {hint}.")
-        assert isinstance(self.loss, Loss)
-        self.loss = replace(self.loss, **{k.removeprefix("loss__"): value for k, value in of_loss.items()})
-        return self
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
@@ -583,14 +554,14 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         trains = is_training(self.solver)
         check_solver(self.solver)
         as_loss(self.loss)
-        _check_number("alpha", self.alpha, "a finite number, 0 or more", lambda value: value >= 0)
-        _check_number(
+        check_number("alpha", self.alpha, "a finite number, 0 or more", lambda value: value >= 0)
+        check_number(
             "l1_ratio", self.l1_ratio, "a number from 0 (ridge) to 1 (lasso)", lambda value: 0 <= value <= 1
         )
         if trains:
-            _check_number("tol", self.tol, "a number, 0 or more; 0 runs all epochs", lambda value: value >= 0)
+            check_number("tol", self.tol, "a number, 0 or more; 0 runs all epochs", lambda value: value >= 0)
         else:
-            _check_number("tol", self.tol, "a positive number, such as 1e-12", lambda value: value > 0)
+            check_number("tol", self.tol, "a positive number, such as 1e-12", lambda value: value > 0)
         least = 1 if trains else 0
         if self.max_iter is not None:
             _check_integer("max_iter", self.max_iter, least, "None or ")
@@ -599,13 +570,12 @@ class TorchLinearRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixi
         _check_integer("n_iter_no_change", self.n_iter_no_change, 1)
         _check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0)
         for name in ("fit_intercept", "positive", "early_stopping", "shuffle", "warm_start"):
-            if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False.")
+            check_flag(name, getattr(self, name))
         if not (isinstance(self.learning_rate, str) and self.learning_rate == "auto"):
-            _check_number(
+            check_number(
                 "learning_rate", self.learning_rate, "'auto' or a positive number", lambda value: value > 0
             )
-        _check_number(
+        check_number(
             "validation_fraction",
             self.validation_fraction,
             "a number between 0 and 1",
@@ -918,12 +888,6 @@ def _features_kept_on_failure(estimator: TorchLinearRegressor) -> Iterator[None]
 
 def _dtype_of(blocks: RowBlocks) -> type[np.floating[Any]]:
     return np.float32 if blocks.dtype is torch.float32 else np.float64
-
-
-def _check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
-    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
-    if not is_number or not holds(value):
-        raise ValueError(f"{name}={value!r} must be {allowed}.")
 
 
 def _check_integer(name: str, value: Any, least: int, otherwise: str = "") -> None:

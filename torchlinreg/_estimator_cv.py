@@ -22,17 +22,17 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import Block, RowBlocks, as_row_blocks
+from torchlinreg._checks import check_number
 from torchlinreg._estimator import TorchLinearRegressor, _on_cpu
 from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Rows, Split, fold_moments, rows_of, splits_of
+from torchlinreg._loss_parameters import LossParametersMixin
 from torchlinreg._moments import LARGEST_MOMENT, Moments, choose_frame
 from torchlinreg._path import (
-    GRAM_ROUNDOFF,
     PREDICTION_ERROR,
     Minima,
     Quadratic,
     alpha_grid,
     check_grid,
-    check_number,
     full_raw,
     largest_alpha,
     minima_of,
@@ -45,6 +45,7 @@ from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import choose_solver, is_training, solve
+from torchlinreg.solvers._exact import GRAM_ROUNDOFF
 
 # What moments can score; everything else takes predictions.
 MOMENT_SCORES = (None, "r2", "neg_mean_squared_error", "neg_root_mean_squared_error")
@@ -62,7 +63,7 @@ class Candidate(NamedTuple):
     l1_ratio: float
 
 
-class TorchLinearRegressorCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Linear regression whose penalty is chosen by cross-validation, from one pass over the rows.
 
     Scores every `alpha` and `l1_ratio` of `TorchLinearRegressor` as

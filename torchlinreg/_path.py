@@ -6,24 +6,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from torchlinreg._blocks import Block, RowBlocks, as_row_blocks, tensor_blocks
+from torchlinreg._checks import check_flag, check_number
 from torchlinreg._moments import Moments
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import is_wide, solve
+from torchlinreg.solvers._exact import GRAM_ROUNDOFF
 from torchlinreg.solvers._normal import TORCH_SIZES, cholesky, solve_upper
 from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 
-# Rounding errors of a blocked Gram matrix relative to the columns' norms, as measured for the exact solvers.
-GRAM_ROUNDOFF = 4e-16
 # Coefficients from moments that may move the predictions by more than this share of y are solved for anew,
 # by a solver that refines them on the rows.
 PREDICTION_ERROR = 1e-11
@@ -162,6 +162,8 @@ def regularization_path(
     """
     check_number("l1_ratio", l1_ratio, "a number from 0 (ridge) to 1 (lasso)", lambda value: 0 <= value <= 1)
     check_number("tol", tol, "a positive number, such as 1e-12", lambda value: value > 0)
+    check_flag("positive", positive)
+    check_flag("fit_intercept", fit_intercept)
     check_grid(alphas, eps)
     if y is None:
         raise ValueError("regularization_path requires y, but the target y is None.")
@@ -186,13 +188,6 @@ def regularization_path(
     if blocks.one_target:
         coef, intercept = coef[:, 0], intercept[:, 0]
     return RegularizationPath(strengths, coef.astype(dtype), intercept.astype(dtype), gaps)
-
-
-def check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
-    """Raise a ValueError unless it is a finite number in its range."""
-    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
-    if not is_number or not holds(value):
-        raise ValueError(f"{name}={value!r} must be {allowed}.")
 
 
 def check_grid(alphas: Any, eps: Any) -> None:
@@ -457,15 +452,11 @@ def _gradient_without_penalised(quadratic: Quadratic, penalty: Penalty) -> np.nd
     if free.any():
         columns = free.nonzero()[0]
         block = quadratic.gram[np.ix_(columns, columns)]
-        inside = _part(penalty, columns).scaled(quadratic.unit[columns])
+        inside = penalty.part(columns).scaled(quadratic.unit[columns])
         for target in range(gradient.shape[1]):
             coef = minimise_quadratic(block, gradient[columns, target], inside).coef
             gradient[:, target] -= quadratic.gram[:, columns] @ coef
     return gradient * quadratic.unit[:, None]
-
-
-def _part(penalty: Penalty, columns: np.ndarray) -> Penalty:
-    return Penalty(penalty.l1[columns], penalty.l2[columns], penalty.lower[columns], penalty.upper[columns])
 
 
 def _without_penalised(problem: Problem) -> tuple[np.ndarray, np.ndarray, float]:
@@ -547,7 +538,7 @@ def _null_sums(problem: Problem, null: Solution, free: np.ndarray, shift: torch.
 
 
 def _slack_at_kinks(loss: Loss, residual: torch.Tensor) -> torch.Tensor:
-    """Half the jump of the derivative where a residual is at a kink, else 0."""
+    """The jump of the derivative where a residual is at a kink, whose side rounding decides; else 0."""
     slack = torch.zeros_like(residual)
     if loss.kind != "piecewise_linear":
         return slack
@@ -564,7 +555,7 @@ def _null_model(problem: Problem, free: np.ndarray) -> Solution:
     columns = torch.from_numpy(free).to(blocks.device)
     if len(free):
         parts = [block.X[:, columns].to(torch.float64) for block in blocks.dense() if block.X is not None]
-        rows, penalty = torch.cat(parts), _part(problem.penalty, free)
+        rows, penalty = torch.cat(parts), problem.penalty.part(free)
     else:
         rows = torch.zeros((blocks.n_samples, 1), dtype=torch.float64, device=blocks.device)
         penalty = penalty_of(1, 1.0, 0.0, None, False, None)

@@ -42,6 +42,10 @@ class Penalty:
         shrunk = np.sign(coef) * np.maximum(np.abs(coef) - step * self.l1, 0.0) / (1 + step * self.l2)
         return np.clip(shrunk, self.lower, self.upper)
 
+    def part(self, index: np.ndarray) -> Penalty:
+        """The same of some features."""
+        return Penalty(self.l1[index], self.l2[index], self.lower[index], self.upper[index])
+
     def scaled(self, unit: np.ndarray) -> Penalty:
         """The same penalty of ``coef * unit``, where every unit is positive."""
         with np.errstate(over="ignore"):

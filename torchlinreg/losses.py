@@ -49,6 +49,8 @@ class Loss:
     kind: ClassVar[Kind] = "smooth"
     # Whether the curvature takes few values, as that of squares and lines put together; saves work.
     curvature_is_stepwise: ClassVar[bool] = False
+    # Whether only ``prediction - target`` counts; targets far from 0 then cost no digits.
+    of_residual: ClassVar[bool] = False
 
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of each element.
@@ -93,6 +95,21 @@ class Loss:
             Predictions.
         target : Tensor
             Targets, of the same shape.
+
+        Returns
+        -------
+        Tensor
+            Of that shape.
+        """
+        raise NotImplementedError
+
+    def derivative_by_scale(self, residual: Tensor) -> Tensor:
+        """The derivative of ``s * loss(residual / s)`` by `s`, at 1, for losses that estimate a scale.
+
+        Parameters
+        ----------
+        residual : Tensor
+            ``prediction - target``.
 
         Returns
         -------
@@ -155,6 +172,7 @@ class PiecewiseLinear(NamedTuple):
 class _Polyhedral(Loss):
     """A piecewise linear loss, all of which follows from its pieces."""
 
+    of_residual: ClassVar[bool] = True
     kind: ClassVar[Kind] = "piecewise_linear"
 
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -191,6 +209,7 @@ class SquaredError(Loss):
     array([2.])
     """
 
+    of_residual: ClassVar[bool] = True
     kind: ClassVar[Kind] = "quadratic"
 
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -238,6 +257,7 @@ class Huber(Loss):
     array([1.])
     """
 
+    of_residual: ClassVar[bool] = True
     curvature_is_stepwise: ClassVar[bool] = True
     epsilon: float = 1.35
     scale: float | Literal["auto"] = "auto"
@@ -271,6 +291,10 @@ class Huber(Loss):
     def curvature(self, prediction: Tensor, target: Tensor) -> Tensor:
         """See `Loss`."""
         return ((prediction - target).abs() <= self.threshold).to(prediction.dtype)
+
+    def derivative_by_scale(self, residual: Tensor) -> Tensor:
+        """See `Loss`; without the difference of large numbers that it is for outliers."""
+        return residual.clamp(-self.threshold, self.threshold).square() / -2
 
 
 @dataclass(frozen=True)
@@ -369,6 +393,7 @@ class SquaredEpsilonInsensitive(Loss):
     SquaredEpsilonInsensitive(epsilon=0.5)
     """
 
+    of_residual: ClassVar[bool] = True
     curvature_is_stepwise: ClassVar[bool] = True
     epsilon: float = 0.1
 
@@ -399,6 +424,8 @@ class LogCosh(Loss):
     LogCosh()
     """
 
+    of_residual: ClassVar[bool] = True
+
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
         """See `Loss`."""
         residual = (prediction - target).abs()
@@ -415,7 +442,7 @@ class LogCosh(Loss):
         return torch.cosh((prediction - target).clamp(-350, 350)).square().reciprocal()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CallableLoss(Loss):
     """A user's function of prediction and target, differentiated by autograd.
 
@@ -435,6 +462,9 @@ class CallableLoss(Loss):
     """
 
     function: Callable[[Tensor, Tensor], Tensor]
+
+    def __repr__(self) -> str:
+        return repr(self.function)
 
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
         """See `Loss`."""
@@ -469,21 +499,26 @@ class CallableLoss(Loss):
         ValueError
             It gives another shape, or losses that depend on more than their own element.
         """
-        losses = self._called(prediction, target)
         with torch.enable_grad():
             inside = prediction.detach().requires_grad_()
-            given = self._called(inside, target)
-            if not given.requires_grad:
-                raise TypeError(
-                    f"loss={self.function!r} gives losses that autograd cannot trace to the prediction. Use "
-                    "operations of torch on the prediction, without detach(), item() or NumPy."
-                )
+            untraced = (
+                f"loss={self!r} gives losses that autograd cannot trace to the prediction. Use "
+                "operations of torch on the prediction, without detach(), item() or NumPy."
+            )
+            try:
+                losses = self._called(inside, target)
+            except RuntimeError as error:
+                if "requires grad" not in str(error):
+                    raise
+                raise TypeError(untraced) from error
+            if not losses.requires_grad:
+                raise TypeError(untraced)
         alone = torch.cat(
             [self._called(part, of) for part, of in zip(_parts(prediction), _parts(target), strict=True)]
         )
         if not torch.allclose(losses, alone, rtol=1e-9, atol=0, equal_nan=True):
             raise ValueError(
-                f"loss={self.function!r} is not elementwise: the losses of a third of the rows change "
+                f"loss={self!r} is not elementwise: the losses of a third of the rows change "
                 "with the others. Each loss may depend on its own prediction and target only; leave sums and "
                 "means to the estimator."
             )
@@ -492,11 +527,11 @@ class CallableLoss(Loss):
         losses = self.function(prediction, target)
         if not isinstance(losses, Tensor):
             raise TypeError(
-                f"loss={self.function!r} gives a {type(losses).__name__}; it must give a tensor of losses."
+                f"loss={self!r} gives a {type(losses).__name__}; it must give a tensor of losses."
             )
         if losses.shape != prediction.shape:
             raise ValueError(
-                f"loss={self.function!r} gives a tensor of shape {tuple(losses.shape)} for predictions of "
+                f"loss={self!r} gives a tensor of shape {tuple(losses.shape)} for predictions of "
                 f"shape {tuple(prediction.shape)}; it must give one loss per element, without a sum or mean "
                 "(reduction='none')."
             )
@@ -507,6 +542,43 @@ class CallableLoss(Loss):
             losses.sum(), inside, create_graph=create_graph, materialize_grads=True
         )
         return gradient
+
+
+def check_convex(loss: Loss, target: Tensor, spread: float) -> None:
+    """Raise an error where the derivative falls as the prediction rises.
+
+    Parameters
+    ----------
+    loss : Loss
+        A loss with a derivative.
+    target : Tensor
+        Targets about which to look, shape (n,).
+    spread : float
+        The size of errors to look at; up to 8 times that.
+
+    Raises
+    ------
+    ValueError
+        The loss is not convex.
+    """
+    steps = torch.linspace(-8, 8, 65, dtype=target.dtype, device=target.device)
+    prediction = (target + spread * steps[:, None]).flatten()
+    of = target.repeat(len(steps))
+    slope = loss.derivative(prediction, of)
+    slope = slope.masked_fill(~torch.isfinite(loss.value(prediction, of)), torch.nan)
+    slope, prediction = slope.view(len(steps), -1), prediction.view(len(steps), -1)
+    fall = slope[:-1] - slope[1:]
+    slack = 1e-9 * (slope[:-1].abs() + slope[1:].abs())
+    where = (torch.isfinite(fall) & (fall > slack)).nonzero()
+    if len(where):
+        step, row = where[0].tolist()
+        raise ValueError(
+            f"loss={loss!r} is not convex: its derivative falls from {float(slope[step, row]):.6g} to "
+            f"{float(slope[step + 1, row]):.6g} as the prediction rises from "
+            f"{float(prediction[step, row]):.6g} to {float(prediction[step + 1, row]):.6g}, at target "
+            f"{float(target[row]):.6g}. Only convex losses have one optimum; use one of torchlinreg.losses, "
+            "such as Huber() for data with outliers."
+        )
 
 
 def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -547,6 +619,10 @@ def as_loss(loss: object) -> Loss:
         It is a class, or nothing that stands for a loss.
     """
     if isinstance(loss, Loss):
+        if type(loss).value is Loss.value:
+            raise TypeError(
+                f"loss={loss!r} has no value; a loss of one's own defines value, derivative and curvature."
+            )
         return loss
     known = ", ".join(map(repr, LOSSES))
     if isinstance(loss, str):

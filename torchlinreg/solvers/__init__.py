@@ -9,6 +9,7 @@ from torchlinreg._exact_moments import ExactMoments
 from torchlinreg._moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
+from torchlinreg.losses import Loss
 from torchlinreg.solvers._coordinates import Model
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact
@@ -53,7 +54,6 @@ class Solver(NamedTuple):
 
 
 PENALTIES = ("ridge of one strength", "ridge", "any")
-EVERY_LOSS = ("quadratic", "smooth", "piecewise_linear")
 
 # Of the rows that serve a problem, "auto" takes the first; "dual" only for fewer rows than features.
 SOLVERS = {
@@ -74,10 +74,8 @@ SOLVERS = {
         "absolute, quantile and epsilon-insensitive losses",
     ),
 }
-# Optimizers of torch follow gradients, and take a proximal step for what has none.
-TRAINING = Solver(solve_newton, ("quadratic", "smooth"), "any", "watching the neuron learn")
-
-
+# Optimizers of torch follow the gradients of these losses, and take a proximal step for penalties without.
+TRAINED_LOSSES = ("quadratic", "smooth")
 # Where a small ridge decides among optima, its own optimum must be known to rounding.
 LEAST_TOL = 1e-18
 
@@ -139,15 +137,15 @@ def choose_solver(name: object, problem: Problem) -> Callable[[Problem, float, i
     if name == "auto":
         return next(row.solve for key, row in able.items() if key != "dual" or is_wide(problem))
     if str(name) not in able:
-        _refuse(f"solver={name!r}", SOLVERS[str(name)], problem, list(able))
+        _refuse(f"solver={name!r}", _missing(SOLVERS[str(name)], problem), list(able))
     return able[str(name)].solve
 
 
 def check_trains(name: object, problem: Problem) -> None:
     """Raise a ValueError unless optimizers serve the loss."""
-    if not _serves(TRAINING, problem):
+    if problem.loss.kind not in TRAINED_LOSSES:
         able = [key for key, row in SOLVERS.items() if _serves(row, problem)]
-        _refuse(f"solver={name!r} follows gradients and", TRAINING, problem, able)
+        _refuse(f"solver={name!r} follows gradients and", [_named(problem.loss)], able)
 
 
 def _serves(row: Solver, problem: Problem) -> bool:
@@ -161,10 +159,9 @@ def _penalty_kind(problem: Problem) -> str:
     return PENALTIES[0] if penalty.is_uniform else PENALTIES[1] if penalty.is_ridge else PENALTIES[2]
 
 
-def _refuse(what: str, row: Solver, problem: Problem, able: list[str]) -> None:
-    missing = []
-    if problem.loss.kind not in row.losses:
-        missing.append(f"loss={problem.loss!r}, which is {problem.loss.kind.replace('_', ' ')}")
+def _missing(row: Solver, problem: Problem) -> list[str]:
+    """What of the problem a row does not serve."""
+    missing = [] if problem.loss.kind in row.losses else [_named(problem.loss)]
     if PENALTIES.index(_penalty_kind(problem)) > PENALTIES.index(row.penalties):
         kinds = {
             "an l1 penalty (l1_ratio > 0)": problem.penalty.l1.any(),
@@ -172,6 +169,14 @@ def _refuse(what: str, row: Solver, problem: Problem, able: list[str]) -> None:
             "a penalty_factor that differs between features": problem.penalty.is_ridge,
         }
         missing += [kind for kind, there in kinds.items() if there]
+    return missing
+
+
+def _named(loss: Loss) -> str:
+    return f"loss={loss!r}, which is {loss.kind.replace('_', ' ')}"
+
+
+def _refuse(what: str, missing: list[str], able: list[str]) -> None:
     options = " or ".join(f"solver={key!r}" for key in ["auto", *able])
     raise ValueError(f"{what} does not serve {' and '.join(missing)}. Use {options}.")
 

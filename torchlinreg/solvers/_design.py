@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks, Source
+from torchlinreg._blocks import Block, RowBlocks, Source, tensor_blocks
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg.solvers._geometry import Geometry, geometry_of
@@ -32,7 +32,7 @@ class Design:
     quadratic part in any case.
     """
 
-    blocks: RowBlocks  # dense, in the coordinates, float64
+    blocks: RowBlocks  # dense, in the coordinates, float64; without rows of weight 0
     share: torch.Tensor  # weights over their sum; shape: (n_samples,)
     fit_intercept: bool
     center: np.ndarray  # shape: (n_features,)
@@ -48,6 +48,13 @@ class Design:
     def n_columns(self) -> int:
         """Coordinates, the intercept included."""
         return self.blocks.n_features
+
+    def about(self, shift: np.ndarray) -> Design:
+        """The same with targets less these, shape (n_targets,), and intercepts accordingly."""
+        start = self.start.copy()
+        start[: int(self.fit_intercept)] -= shift
+        y = self.blocks.y - torch.from_numpy(shift).to(self.blocks.device)
+        return replace(self, blocks=self.blocks.with_targets(y), start=start)
 
     @property
     def features(self) -> slice:
@@ -116,16 +123,10 @@ def _orthonormal(problem: Problem, geometry: Geometry) -> Design:
 def _design(
     problem: Problem, center: np.ndarray, transform: np.ndarray, penalty: Penalty | None, ridge: np.ndarray
 ) -> Design:
-    blocks = problem.blocks
-    if blocks.weight is None:
-        share = torch.full(
-            (blocks.n_samples,), 1 / blocks.n_samples, dtype=torch.float64, device=blocks.device
-        )
-    else:
-        share = blocks.weight / blocks.weight.sum()
+    blocks = problem.blocks.counting()
     return Design(
         blocks=_in_coordinates(blocks, center, transform, problem.fit_intercept),
-        share=share,
+        share=blocks.share,
         fit_intercept=problem.fit_intercept,
         center=center,
         transform=transform,
@@ -195,15 +196,7 @@ def _in_coordinates(
         for block in blocks.dense():
             write(block, rows[start : start + len(block.y)])
             start += len(block.y)
-        source = Source(
-            len(rows),
-            n_columns,
-            blocks.dtype,
-            lambda start, stop: rows[start:stop],
-            lambda index: rows.index_select(0, index.to(rows.device)),
-            in_place=True,
-        )
-        return RowBlocks(source, blocks.y, blocks.weight, one_target=blocks.one_target)
+        return tensor_blocks(rows, blocks.y, blocks.weight)
     buffer = torch.empty((0, n_columns), dtype=torch.float64, device=blocks.device)
 
     def take(start: int, stop: int) -> torch.Tensor:
@@ -218,4 +211,4 @@ def _in_coordinates(
         return write(block, torch.empty((len(index), n_columns), dtype=torch.float64, device=blocks.device))
 
     source = Source(blocks.n_samples, n_columns, blocks.dtype, take, gather)
-    return RowBlocks(source, blocks.y, blocks.weight, one_target=blocks.one_target)
+    return RowBlocks(source, blocks.y, blocks.weight)

@@ -10,7 +10,7 @@ import torch
 
 from torchlinreg._blocks import Block
 from torchlinreg._moments import symmetric, upper_gram
-from torchlinreg.losses import CallableLoss, Loss
+from torchlinreg.losses import Loss
 from torchlinreg.solvers._design import Design
 
 # Curvatures below this share of the largest, negatively, are more than rounding; differences of a derivative
@@ -97,7 +97,10 @@ class Objective:
             else:
                 pull = here.second * here.residual
                 result[n_columns : n_columns + 2, :n_columns] = torch.stack([here.first, pull]) @ rows
-                result[n_columns + 3, 0] = here.first @ here.residual
+                by_scale = self.loss.derivative_by_scale(here.residual)
+                result[n_columns + 3, 0] = (
+                    by_scale if block.weight is None else by_scale * block.weight
+                ).sum()
                 result[n_columns + 4, 0] = pull @ here.residual
             result[n_columns + 2, 0] = here.value.sum()
             return result
@@ -110,11 +113,11 @@ class Objective:
             if (gram.diagonal() < CANCELLED * near.gram.diagonal()).any():
                 return self.expand(variables, NOTHING_NEAR)
         gradient, border = total[n_columns, :n_columns].numpy(), -total[n_columns + 1, :n_columns].numpy()
-        value, slope, bend = total[n_columns + 2 :, 0].tolist()
+        value, by_scale, bend = total[n_columns + 2 :, 0].tolist()
         if not has_scale:
             return Expansion(value, gradient, gram, variables, gram)
         hessian = np.block([[gram, border[:, None]], [border[None], np.array([[bend]])]]) / scale
-        gradient = np.append(gradient, 0.5 + value - slope)
+        gradient = np.append(gradient, 0.5 + by_scale)
         return Expansion(scale / 2 + scale * value, gradient, hessian, variables, gram)
 
     def value(self, variables: np.ndarray) -> float:
@@ -133,8 +136,7 @@ class Objective:
         zero = torch.zeros_like(residual)
         for _ in range(SCALE_STEPS if scale > 0 else 0):
             inside = residual / scale
-            first = self.loss.derivative(inside, zero)
-            slope = 0.5 + float(share @ (self.loss.value(inside, zero) - inside * first))
+            slope = 0.5 + float(share @ self.loss.derivative_by_scale(inside))
             bend = float(share @ (self.loss.curvature(inside, zero) * inside.square()))
             if bend == 0:
                 break
@@ -159,7 +161,7 @@ class Objective:
         prediction, target = self._in_scales(block, prediction, scale)
         value, first = self.loss.value(prediction, target), self.loss.derivative(prediction, target)
         second = self.loss.curvature(prediction, target)
-        if isinstance(self.loss, CallableLoss):
+        if not self.loss.curvature_is_stepwise:
             second = _convex_curvature(self.loss, prediction, target, second)
         if block.weight is not None:
             value, first, second = value * block.weight, first * block.weight, second * block.weight
@@ -190,7 +192,7 @@ def _gram_of_change(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
 
 
 def _convex_curvature(
-    loss: CallableLoss, prediction: torch.Tensor, target: torch.Tensor, curvature: torch.Tensor
+    loss: Loss, prediction: torch.Tensor, target: torch.Tensor, curvature: torch.Tensor
 ) -> torch.Tensor:
     """A curvature without negative numbers, if differences of the derivative show that they are rounding.
 
@@ -207,7 +209,7 @@ def _convex_curvature(
     lowest, where = slope.min(0)
     if lowest < -NEGATIVE * curvature.nan_to_num().abs().max():
         raise ValueError(
-            f"loss={loss.function!r} is not convex: its second derivative is {float(lowest):.3g} at "
+            f"loss={loss!r} is not convex: its second derivative is {float(lowest):.3g} at "
             f"prediction {float(at[where]):.6g} and target {float(of[where]):.6g}. Only convex losses have "
             "one optimum; use one of torchlinreg.losses, such as Huber() for data with outliers."
         )

@@ -821,10 +821,6 @@ def solve_interior_point(problem: Problem, tol: float, max_iter: int | None) -> 
     pieces = problem.loss.pieces()
     design = design_of(problem)
     blocks, weight = design.blocks, design.share
-    if blocks.weight is not None and not bool((weight > 0).all()):
-        index = torch.nonzero(weight > 0)[:, 0]
-        weight = weight[index]
-        blocks = blocks.select(index.cpu(), weight)
     rows = _Rows(blocks)
     goal = min(max(tol, 1e-14), SMALLEST_TOL)
     limit = DEFAULT_MAX_ITER if max_iter is None else max_iter

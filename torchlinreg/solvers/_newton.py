@@ -20,7 +20,7 @@ import torch
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
-from torchlinreg.losses import AbsoluteError, CallableLoss, Loss
+from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex
 from torchlinreg.solvers._design import Design, design_of
 from torchlinreg.solvers._expansion import Expansion, Objective
 from torchlinreg.solvers._interior_point import solve_interior_point
@@ -37,8 +37,9 @@ ACCEPTED, GOOD_FALL = 1e-4, 0.25
 # this factor; below `NO_DAMPING` of the curvature it ends, and above `LARGEST_DAMPING` times its beginning
 # the solver does.
 FIRST_DAMPING, DAMPING_FACTOR, NO_DAMPING, LARGEST_DAMPING = 1e-4, 8.0, 1e-6, 1e20
-# Objectives closer to each other than this, relatively, cannot be told apart; then the model decides.
-ROUNDING = 1e-13
+# Objectives closer to each other than this, relatively, are told apart by their gradients; where they are as
+# close in units of the curvature, these are rounding as well, and the model decides.
+INDISTINCT, ROUNDING = 1e-10, 1e-13
 # Near the optimum each step must gain this many times less than the one before; where so many in a row do
 # not, rounding has taken over.
 LEAST_GAIN, PATIENCE = 4.0, 3
@@ -55,6 +56,10 @@ PULL_STAGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.0)
 # Mean curvatures below this share of that at a residual of 0 are those of rows that are mostly far off; the
 # least absolute error, to this tolerance, is then the better start.
 THIN, ROBUST_TOL = 0.05, 1e-6
+# The typical target is found from about so many rows.
+MEDIAN_ROWS = 50_000
+# Rows at which a user's loss is probed for convexity.
+PROBED_ROWS = 64
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
 GOOD_ENOUGH = 1e-9
 
@@ -68,13 +73,19 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         A user's loss is not finite, not convex, not elementwise, or has no curvature.
     """
     design = design_of(problem)
+    shift = _typical_targets(design, problem.loss)
+    smallest_scale = [_smallest_scale(y) for y in design.blocks.y.T]
+    design = design.about(shift)
     limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
-    robust_start = cache(lambda: _absolute_error_fit(problem, design))
+    robust_start = cache(lambda: _absolute_error_fit(problem, design, shift))
     ends = [
-        _solve_target(problem, design, target, tol, limit, robust_start)
+        _solve_target(
+            Objective(design, problem.loss, target), robust_start, smallest_scale[target], tol, limit
+        )
         for target in range(design.blocks.n_targets)
     ]
     theta = np.stack([end.variables[: design.n_columns] for end in ends], axis=1)
+    theta[: int(problem.fit_intercept)] += shift
     coef, intercept = design.in_users_units(theta)
     coef = _at_bounds_exactly(coef, theta[design.features], design, problem.penalty)
     scale = np.array([end.variables[-1] for end in ends]) if problem.loss.estimates_scale else None
@@ -122,33 +133,40 @@ class _End(NamedTuple):
     is_flat: bool = False  # the scale is 0
 
 
-def _absolute_error_fit(problem: Problem, design: Design) -> np.ndarray:
+def _absolute_error_fit(problem: Problem, design: Design, shift: np.ndarray) -> np.ndarray:
     """The coordinates of the least absolute error, shape (n_columns, n_targets)."""
     fit = solve_interior_point(replace(problem, loss=AbsoluteError()), ROBUST_TOL, None)
-    return design.coordinates_of(fit.coef, fit.intercept)
+    return design.coordinates_of(fit.coef, fit.intercept - shift)
+
+
+def _typical_targets(design: Design, loss: Loss) -> np.ndarray:
+    """What may be taken from the targets, shape (n_targets,): their medians, which outliers leave be."""
+    y = design.blocks.y[:: 1 + len(design.blocks.y) // MEDIAN_ROWS]
+    if not (loss.of_residual and design.fit_intercept):
+        return np.zeros(y.shape[1])
+    return y.median(0).values.cpu().numpy()
 
 
 def _solve_target(
-    problem: Problem,
-    design: Design,
-    target: int,
+    objective: Objective,
+    robust_start: Callable[[], np.ndarray],
+    smallest_scale: float,
     tol: float,
     limit: int,
-    robust_start: Callable[[], np.ndarray],
 ) -> _End:
-    objective = Objective(design, problem.loss, target)
-    model = _Model.of(design, problem.loss.estimates_scale)
+    design = objective.design
+    model = _Model.of(design, objective.loss.estimates_scale)
     variables, here, unit = _first(objective, model, robust_start)
-    end = _descend(objective, model, variables, here, unit, tol, limit)
+    end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
     if end.status is not Status.OPTIMAL or end.is_flat or not model.is_flat_at(end.hessian):
         return end
     # Of several optima a small ridge leads to one that does not depend on the start. It comes from larger
     # ones, since steps far into a flat region would be no guide; a last one, about the optimum found, takes
     # away what the others have moved elsewhere.
-    here = objective.expand(end.variables)
-    toward = _constant_prediction(design, target)
+    toward = _constant_prediction(design, objective.target)
     away = end.variables[: design.n_columns] - toward
-    size = here.value if here.value > PERFECT * unit else unit
+    left = objective.value(end.variables)
+    size = left if left > PERFECT * unit else unit
     pull = PULL * size / max(float(away @ away), TINY)
     if pull <= FLAT * float(end.hessian.diagonal().max()):
         return end  # coordinates so large that a ridge would do more than to decide
@@ -157,11 +175,11 @@ def _solve_target(
         if stage == 0:
             toward, stage = found.variables[: design.n_columns], 1.0
         pulled = replace(model, pull=pull * stage, toward=toward)
-        again = _descend(objective, pulled, found.variables, here, unit, tol, limit)
+        here = objective.expand(found.variables)
+        again = _descend(objective, pulled, found.variables, here, unit, smallest_scale, tol, limit)
         if again.status is not Status.OPTIMAL:
             return end
         found = again._replace(n_iter=found.n_iter + again.n_iter)
-        here = objective.expand(found.variables)
     return found
 
 
@@ -171,28 +189,30 @@ def _descend(
     variables: np.ndarray,
     here: Expansion,
     unit: float,
+    smallest_scale: float,
     tol: float,
     limit: int,
 ) -> _End:
     """Newton steps from `variables`, where the expansion is `here`, to the optimum."""
     has_scale = objective.loss.estimates_scale
-    smallest_scale = _smallest_scale(objective)
     damping, first_damping, last_gain, waited = 0.0, np.inf, np.inf, 0
     for n_iter in range(1, limit + 1):
         if has_scale and variables[-1] <= smallest_scale:
             return _End(variables, 0.0, Status.OPTIMAL, n_iter, here.hessian, is_flat=True)
         goal, gain = model.minimum(here, variables, damping)
         before = here.value + model.penalty_of(variables)
-        close = damping == 0 and gain <= ROUNDING * abs(before)
+        bent = float(variables @ here.hessian @ variables)
+        close = damping == 0 and gain <= ROUNDING * (min(abs(before), bent) or abs(before))
         waited = waited + 1 if close and gain * LEAST_GAIN > last_gain else 0
-        enough = tol**2 * min(unit, float(variables @ here.hessian @ variables))
+        enough = tol**2 * min(unit, bent)
         if gain <= enough * (damping == 0) or waited == PATIENCE:
             return _End(variables, gain / unit, Status.OPTIMAL, n_iter, here.hessian)
         if close and gain * gain <= enough * last_gain < np.inf:  # convergence is quadratic
             return _End(goal, gain / last_gain * gain / unit, Status.OPTIMAL, n_iter, here.hessian)
         trial = goal if not has_scale else _with_positive_scale(variables, goal)
         there = objective.expand(trial, here)
-        fall = before - there.value - model.penalty_of(trial)
+        fall = _fall(here, there, trial - variables, gain)
+        fall += model.penalty_of(variables) - model.penalty_of(trial)
         if close or fall >= ACCEPTED * gain:
             variables, here = trial, there
             last_gain = gain if damping == 0 else np.inf
@@ -216,10 +236,15 @@ def _descend(
     return _End(variables, optimality, status, n_iter, here.hessian)
 
 
-def _smallest_scale(objective: Objective) -> float:
+def _fall(here: Expansion, there: Expansion, step: np.ndarray, expected: float) -> float:
+    """By how much the loss falls; few digits of that are in the values where outliers make these large."""
+    if expected > INDISTINCT * abs(here.value):
+        return here.value - there.value
+    return -float((here.gradient + there.gradient) @ step) / 2
+
+
+def _smallest_scale(y: torch.Tensor) -> float:
     """What rounding leaves of residuals; of a median, since outliers must not count."""
-    design = objective.design
-    y = design.blocks.y[:, objective.target][design.share > 0]
     size = float(y.abs().median())
     spread = float((y - y.median()).abs().median()) or size
     return max(NO_SCALE * spread, EPS * size, NO_SCALE_AT_ALL * float(y.abs().max()))
@@ -246,10 +271,12 @@ def _first(
     y = design.blocks.y[:, objective.target]
     constant = model.feasible(_constant_prediction(design, objective.target))
     fitted = model.feasible(design.start[:, objective.target])
+    spread = float((y - y.mean()).square().mean().sqrt()) or 1.0
     if isinstance(loss, CallableLoss):
         # Not at a constant, where the mean of the predictions would pass for one of them.
         noise = torch.randn(len(y), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        loss.check(y + (float((y - y.mean()).square().mean().sqrt()) or 1.0) * noise.to(y.device), y)
+        loss.check(y + spread * noise.to(y.device), y)
+    check_convex(loss, y[:: max(1, len(y) // PROBED_ROWS)], spread)
     if loss.estimates_scale:
         constant, fitted = (np.append(each, objective.scale_at(each)) for each in (constant, fitted))
         for exact in (constant, fitted):

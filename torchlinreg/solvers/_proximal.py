@@ -78,10 +78,6 @@ def _in_users_units(
     return np.where(coef == inside.lower, penalty.lower, users) + 0.0
 
 
-def _part(penalty: Penalty, index: np.ndarray) -> Penalty:
-    return Penalty(penalty.l1[index], penalty.l2[index], penalty.lower[index], penalty.upper[index])
-
-
 def _relative(gaps: np.ndarray, values: np.ndarray, spread: np.ndarray, target: np.ndarray) -> float:
     """Gaps of the targets, each in its own unit, over the objective of the best constants.
 
@@ -147,7 +143,7 @@ def _target_center(problem: Problem) -> np.ndarray:
 def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     centred = _centred(problem)
     penalty = problem.penalty
-    inside = [_in_units(_part(penalty, centred.kept), centred.spread, unit) for unit in centred.target]
+    inside = [_in_units(penalty.part(centred.kept), centred.spread, unit) for unit in centred.target]
     minima = [
         minimise_quadratic(centred.gram, linear, part)
         for linear, part in zip(centred.cross.T, inside, strict=True)
@@ -173,7 +169,7 @@ def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Sol
     coef = np.repeat(np.clip(0.0, penalty.lower, penalty.upper)[:, None], len(minima), axis=1)
     for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
         coef[centred.kept, k] = _in_users_units(
-            minimum.coef, part, _part(penalty, centred.kept), centred.spread, centred.target[k]
+            minimum.coef, part, penalty.part(centred.kept), centred.spread, centred.target[k]
         )
     values = np.array(
         [
@@ -393,12 +389,7 @@ def _targets(blocks: RowBlocks, share: torch.Tensor, fit_intercept: bool) -> _Ta
 def _open(problem: Problem) -> tuple[_Columns, _Targets, np.ndarray]:
     """The columns, the targets, and their products; a pass, or more for extreme columns."""
     blocks = problem.blocks
-    if blocks.weight is None:
-        share = torch.full(
-            (blocks.n_samples,), 1 / blocks.n_samples, dtype=torch.float64, device=blocks.device
-        )
-    else:
-        share = blocks.weight / blocks.weight.sum()
+    share = blocks.share
     targets = _targets(blocks, share, problem.fit_intercept)
     frame = choose_frame(_first_rows(blocks), fit_intercept=problem.fit_intercept)
     source = _Columns(blocks, frame, share, problem.fit_intercept)
@@ -463,7 +454,7 @@ def _minimise_over(
     """From the last minima on; with `correct`, those are of the same set, and the rows give the gradient."""
     root = np.sqrt(source.share.cpu().numpy())[:, None]
     weighted = root * targets.values
-    part = _part(penalty, working.index)
+    part = penalty.part(working.index)
     unit = working.unit / source.scale[working.index]
     inside = [_in_units(part, unit, target) for target in targets.unit]
     cross = _product(working.columns, weighted)
@@ -525,7 +516,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
             candidate = corrected
     coef = np.zeros((len(spread), len(targets.unit)))
     unit = working.unit / source.scale[working.index]
-    part = _part(penalty, working.index)
+    part = penalty.part(working.index)
     for k, (minimum, inside) in enumerate(zip(candidate.minima, candidate.inside, strict=True)):
         coef[working.index, k] = _in_users_units(minimum.coef, inside, part, unit, targets.unit[k])
     center = source.frame.shift.cpu().numpy()[1 + working.index] + working.mean / source.scale[working.index]
@@ -581,7 +572,7 @@ def _gaps_outside(
     index = is_outside.nonzero()[0]
     gaps = np.zeros(len(outside))
     for k, penalty in enumerate(outside):
-        part = _part(penalty, index)
+        part = penalty.part(index)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             by_penalty = np.where(part.l1 > 0, values[k] / part.l1, HUGE)
             largest = np.minimum(np.minimum(10 / spread[index], by_penalty), HUGE)

@@ -1,0 +1,23 @@
+"""Checks of parameters that both estimators and the path have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+
+def check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
+    """Raise a ValueError unless it is a finite number in its range."""
+    is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
+    if not is_number or not holds(value):
+        raise ValueError(f"{name}={value!r} must be {allowed}.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a ValueError unless it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name}={value!r} must be True or False.")
