@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "torchlinreg"
 ORDER = [
     "torchlinreg._compensated",
     "torchlinreg._checks",
+    "torchlinreg._threads",
     "torchlinreg._blocks",
     "torchlinreg._moments",
     "torchlinreg._exact_moments",
@@ -31,6 +32,8 @@ ORDER = [
     "torchlinreg.solvers._geometry",
     "torchlinreg.solvers._design",
     "torchlinreg.solvers._quadratic",
+    "torchlinreg.solvers._hinges",
+    "torchlinreg.solvers._vertex",
     "torchlinreg.solvers._interior_point",
     "torchlinreg.solvers._expansion",
     "torchlinreg.solvers._newton",

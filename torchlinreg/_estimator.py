@@ -26,7 +26,14 @@ from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin
 from torchlinreg._checks import check_flag, check_number
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._loss_parameters import LossParametersMixin
-from torchlinreg._moments import LARGEST_MOMENT, Frame, Moments, choose_frame, largest_magnitudes
+from torchlinreg._moments import (
+    LARGEST_MOMENT,
+    SYMMETRIC_PRODUCT_COLUMNS,
+    Frame,
+    Moments,
+    choose_frame,
+    largest_magnitudes,
+)
 from torchlinreg._penalty import penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import FitStatus, Solution, Status
@@ -924,10 +931,14 @@ def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) 
     for block in blocks.large(blocks.n_samples) if same_dtype else blocks:
         part = result[start : start + len(block.y)]
         with np.errstate(invalid="ignore"):  # infinity times a coefficient of 0, found out by its NaN
-            if block.X is not None and block.X.numpy().dtype == coef.dtype:
+            if block.X is None:
+                part[...] = block.csr @ coef
+            elif block.X.numpy().dtype != coef.dtype:
+                part[...] = block.X.numpy() @ coef
+            elif blocks.n_features < SYMMETRIC_PRODUCT_COLUMNS and coef.dtype == np.float64:
+                torch.mm(block.X, torch.from_numpy(coef), out=torch.from_numpy(part))
+            else:  # by the library that makes moments so wide; in float32 torch might take bfloat16 for it
                 np.matmul(block.X.numpy(), coef, out=part)
-            else:
-                part[...] = (block.csr if block.X is None else block.X.numpy()) @ coef
         part += intercept
         start += len(part)
     return result

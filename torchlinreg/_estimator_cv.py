@@ -43,6 +43,7 @@ from torchlinreg._path import (
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
+from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import choose_solver, is_training, solve
 from torchlinreg.solvers._exact import GRAM_ROUNDOFF
@@ -610,7 +611,8 @@ class _Search:
         n_models = minima.coef.shape[0] * minima.coef.shape[2]
         n_test = fold.test.n_samples
         if scored_weight is weight and n_test > min(n_models, blocks.n_features):
-            sums = _sums_of_moments(fold.test, quadratic, minima)
+            with torch_first():
+                sums = _sums_of_moments(fold.test, quadratic, minima)
             size = sums.total if self._estimator.scoring in (None, "r2") else sums.residual
             if (sums.rounding <= SCORE_ERROR * size).all():
                 return sums

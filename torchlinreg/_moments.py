@@ -242,11 +242,16 @@ class MomentsOf:
 
 def upper_gram(rows: torch.Tensor) -> torch.Tensor:
     """``rows.T @ rows``, of which the upper triangle counts."""
+    if rows.is_cuda or rows.shape[1] < SYMMETRIC_PRODUCT_COLUMNS:
+        return torch_gram(rows)
+    return _symmetric_product(rows.numpy())
+
+
+def torch_gram(rows: torch.Tensor) -> torch.Tensor:
+    """The same without the threads of NumPy and SciPy."""
     n_rows, n_columns = rows.shape
-    if rows.is_cuda:
+    if rows.is_cuda or n_columns >= SYMMETRIC_PRODUCT_COLUMNS:
         return rows.T @ rows
-    if n_columns >= SYMMETRIC_PRODUCT_COLUMNS:
-        return _symmetric_product(rows.numpy())
     if n_rows < SMALL_ROWS:
         array = rows.numpy()
         with np.errstate(invalid="ignore", over="ignore"):

@@ -18,6 +18,7 @@ from torchlinreg._moments import Moments
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
+from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import is_wide, solve
 from torchlinreg.solvers._exact import GRAM_ROUNDOFF
@@ -306,9 +307,14 @@ def minima_of(quadratic: Quadratic, penalties: Sequence[Penalty]) -> Minima:
     The error is infinite where no minimum was found. It comes from the rounding of the moments, which reaches
     predictions magnified by the inverse smallest singular value.
     """
-    scaled = [penalty.scaled(quadratic.unit) for penalty in penalties]
-    shape = (len(penalties), *quadratic.cross.shape)
-    coef, excess, smallest = np.zeros(shape), np.zeros(len(penalties)), np.zeros(shape[::2])
+    with torch_first():
+        return _minima_of(quadratic, [penalty.scaled(quadratic.unit) for penalty in penalties])
+
+
+def _minima_of(quadratic: Quadratic, scaled: list[Penalty]) -> Minima:
+    """For penalties of standardised coefficients."""
+    shape = (len(scaled), *quadratic.cross.shape)
+    coef, excess, smallest = np.zeros(shape), np.zeros(len(scaled)), np.zeros(shape[::2])
     by_ridge = np.array([penalty.is_ridge for penalty in scaled])
     ridges = by_ridge.nonzero()[0]
     if len(ridges):

@@ -9,6 +9,7 @@ from torchlinreg._exact_moments import ExactMoments
 from torchlinreg._moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
+from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss
 from torchlinreg.solvers._coordinates import Model
 from torchlinreg.solvers._dual import is_wide, solve_dual
@@ -96,7 +97,8 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
     def again(other: Problem) -> Solution:
         return run(other, min(tol, LEAST_TOL), max_iter)
 
-    return with_least_norm(problem, run(problem, tol, max_iter), again)
+    with torch_first():
+        return with_least_norm(problem, run(problem, tol, max_iter), again)
 
 
 def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:

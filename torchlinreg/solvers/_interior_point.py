@@ -1,11 +1,6 @@
 """Interior point for piecewise linear losses with any penalty and bounds: linear and quadratic programs.
 
-A loss of ``t = y - prediction`` is a slope times t plus hinges ``jump * max(0, t - position)``. So are
-``l1 |theta|`` and, with an infinite jump, a bound. The problem is then::
-
-    minimise  linear . theta + theta . ridge . theta / 2 + sum_h cost_h max(0, s_h),   s_h = b_h - a_h . theta
-
-and with ``s = u - v``, ``u, v >= 0``, and a dual ``d`` in [0, cost] of each hinge, an optimum is where
+With ``s = u - v`` and ``u, v >= 0`` for the hinges that `_hinges` makes of them, an optimum is where
 ``linear + ridge theta = sum_h d_h a_h``, ``u (cost - d) = 0`` and ``v d = 0``. Newton's method for that, with
 the zeros replaced by a falling number, needs one weighted Gram matrix of the rows per step: the Frisch-Newton
 method (Portnoy, Koenker 1997), with the predictor and corrector of Mehrotra (1992). At the end the hinges at
@@ -16,21 +11,20 @@ Of many rows only those near the kinks take part; without penalty, 1e6 x 10 take
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import lapack, qr, solve_triangular
+from scipy.linalg import lapack, qr
 
-from torchlinreg._blocks import RowBlocks, tensor_blocks
-from torchlinreg._moments import upper_gram
+from torchlinreg._blocks import tensor_blocks
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.losses import PiecewiseLinear
 from torchlinreg.solvers._design import Design, design_of
+from torchlinreg.solvers._hinges import Iterate, Program, Rows, State
+from torchlinreg.solvers._vertex import vertex_of_kinks, vertex_of_weights
 
 DEFAULT_MAX_ITER = 100
 # The relative gap at which steps end, at most: the last steps converge so fast that less saves one or two.
@@ -47,7 +41,7 @@ PROXIMAL_BY_ROWS = 3e-9
 # Below this share of a unit column that does not depend on others, its digits in a Gram matrix are lost.
 DEPENDENT_COLUMNS = 1e-5
 # Typical values of y are found from about so many rows.
-MEDIAN_ROWS = 50_000
+MEDIAN_ROWS = 2_000
 # Steps go so far to the boundary.
 TO_BOUNDARY = 0.9995
 # Distance from a bound times its dual at the start; the loss has slopes of about 1.
@@ -55,7 +49,7 @@ START_MU = 0.1
 # Rows start at least so far from the boundary, where y is of size 1: some may be met exactly.
 SMALLEST_SHIFT = 1e-4
 # From so many rows on most are left out; with fewer, steps take about as long as their calls.
-SAMPLED_ROWS = 15_000
+SAMPLED_ROWS = 7_000
 # The sample has so many rows, times (n_samples * n_columns)^(2/3), and the rows next to the kinks are so many
 # times as many; with less, rows change sides and another round costs more than these save.
 SAMPLE, KEPT = 0.6, 3.0
@@ -64,235 +58,13 @@ SAMPLE_TOL = 1e-2
 MAX_ROUNDS = 6
 # Steps without a smaller gap after which rounding stops progress.
 PATIENCE = 8
-# The vertex is tried from where the gap times the number of rows is so small: most kinks are then known.
-EARLY = 0.1
+# The vertex is tried from where the gap times the number of rows is so small: the hinges of the largest
+# weights are then often those of the optimum.
+EARLY = 0.5
+# With a ridge it is tried later, and where the gap falls by so much in a step: most kinks are then known.
+EARLY_WITH_RIDGE, FAST = 0.1, 0.03
 # Rows times squared columns up to which steps may be found by QR, where a Gram matrix has lost the digits.
 LARGEST_QR = 3 * 10**8
-# Rows at kinks, times columns, up to which they are solved for.
-LARGEST_VERTEX = 10**7
-# A row at its kink is dependent on others if less than this share of it is not.
-DEPENDENT = 1e-10
-
-
-class _Rows:
-    """Rows of a design, as one tensor or block by block."""
-
-    def __init__(self, blocks: RowBlocks) -> None:
-        self.n_samples, self.n_columns = blocks.n_samples, blocks.n_features
-        self.device = blocks.device
-        self._blocks = blocks
-        self._whole: torch.Tensor | None = None
-        if blocks.in_place:
-            self._whole = next(blocks.large(blocks.n_samples)).X
-        self._buffer = torch.empty((0, self.n_columns), dtype=torch.float64, device=self.device)
-
-    def _parts(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        if self._whole is not None:
-            yield slice(None), self._whole
-            return
-        start = 0
-        for block in self._blocks.dense():
-            assert block.X is not None
-            yield slice(start, start + len(block.y)), block.X
-            start += len(block.y)
-
-    def gram(self, weight: torch.Tensor) -> np.ndarray:
-        """The weighted Gram matrix, of which the upper triangle counts."""
-        root = weight.sqrt()[:, None]
-        total: torch.Tensor | None = None
-        for part, X in self._parts():
-            if len(self._buffer) < len(X):
-                self._buffer = torch.empty_like(X)
-            gram = upper_gram(torch.mul(X, root[part], out=self._buffer[: len(X)]))
-            total = gram if total is None else total.add_(gram)
-        assert total is not None
-        return total.cpu().numpy()
-
-    def times(self, theta: np.ndarray) -> torch.Tensor:
-        """Rows times a vector."""
-        vector = torch.from_numpy(theta).to(self.device)
-        if self._whole is not None:
-            return self._whole @ vector
-        return torch.cat([X @ vector for _, X in self._parts()])
-
-    def transposed(self, vector: torch.Tensor) -> np.ndarray:
-        """The transposed rows times a vector."""
-        if self._whole is not None:
-            return (vector @ self._whole).cpu().numpy()
-        return sum((vector[..., part] @ X for part, X in self._parts()), torch.zeros(())).cpu().numpy()
-
-    def take(self, index: torch.Tensor) -> torch.Tensor:
-        """Some rows."""
-        if self._whole is not None:
-            return self._whole.index_select(0, index)
-        X = self._blocks.gather(index.cpu()).X
-        assert X is not None
-        return X
-
-
-@dataclass(frozen=True)
-class _Program:
-    """The problem of one target; hinges are those of rows, position by position, l1 penalties, and bounds."""
-
-    rows: _Rows
-    y: torch.Tensor  # shape: (n_samples,)
-    weight: torch.Tensor  # shape: (n_samples,)
-    pieces: PiecewiseLinear
-    l1: np.ndarray  # shape: (n_columns,)
-    lower: np.ndarray  # shape: (n_columns,)
-    upper: np.ndarray  # shape: (n_columns,)
-    ridge: np.ndarray  # shape: (n_columns,) or (n_columns, n_columns)
-    free: np.ndarray  # columns that are not held where they are; shape: (n_columns,)
-    by_rows: bool  # whether the columns are too dependent for a Gram matrix
-    n_all: int  # rows, before those whose side of all kinks is known were replaced by their mean
-
-    @cached_property
-    def n_row_hinges(self) -> int:
-        return len(self.y) * len(self.pieces.positions)
-
-    @cached_property
-    def column(self) -> np.ndarray:
-        """Of each hinge of columns, the column."""
-        kinds = (self.l1 > 0, np.isfinite(self.lower), np.isfinite(self.upper))
-        return np.concatenate([np.flatnonzero(kind & self.free) for kind in kinds])
-
-    @cached_property
-    def n_finite(self) -> int:
-        """Hinges of finite cost, which come first."""
-        return self.n_row_hinges + int(((self.l1 > 0) & self.free).sum())
-
-    def finite(self, hinges: torch.Tensor) -> torch.Tensor:
-        """Those of finite cost; a view."""
-        return hinges if self.n_finite == len(hinges) else hinges[: self.n_finite]
-
-    @cached_property
-    def n_lower(self) -> int:
-        """Lower bounds."""
-        return int((np.isfinite(self.lower) & self.free).sum())
-
-    @cached_property
-    def sign(self) -> np.ndarray:
-        """Of each hinge of columns, what it is of the column."""
-        sign = np.ones(len(self.column))
-        sign[self.n_finite - self.n_row_hinges + self.n_lower :] = -1
-        return sign
-
-    @cached_property
-    def offset(self) -> np.ndarray:
-        """Of each hinge of columns, its value at 0."""
-        n_l1 = self.n_finite - self.n_row_hinges
-        offset = np.zeros(len(self.column))
-        offset[n_l1 : n_l1 + self.n_lower] = self.lower[self.column[n_l1 : n_l1 + self.n_lower]]
-        offset[n_l1 + self.n_lower :] = -self.upper[self.column[n_l1 + self.n_lower :]]
-        return offset
-
-    @cached_property
-    def has_ridge(self) -> bool:
-        return bool(self.ridge.any())
-
-    @cached_property
-    def cost(self) -> torch.Tensor:
-        """Of each hinge of finite cost."""
-        n_l1 = self.n_finite - self.n_row_hinges
-        l1 = torch.from_numpy(2 * self.l1[self.column[:n_l1]]).to(self.weight.device)
-        return torch.cat([*(jump * self.weight for jump in self.pieces.jumps), l1])
-
-    @cached_property
-    def linear(self) -> np.ndarray:
-        return self.l1 - self.pieces.slope * self.rows.transposed(self.weight)
-
-    def values(self, theta: np.ndarray) -> torch.Tensor:
-        """``s`` of all hinges."""
-        residual = self.y - self.rows.times(theta)
-        others = torch.from_numpy(self.offset - self.sign * theta[self.column]).to(residual.device)
-        return torch.cat([*(residual - position for position in self.pieces.positions), others])
-
-    def change(self, step: np.ndarray, out: torch.Tensor) -> torch.Tensor:
-        """The change of ``s`` by a step of theta."""
-        if len(out) == len(self.weight):
-            return torch.neg(self.rows.times(step), out=out)
-        by_position = out[: self.n_row_hinges].view(-1, len(self.y))
-        torch.neg(self.rows.times(step), out=by_position[0])
-        by_position[1:] = by_position[0]
-        if len(self.column):
-            out[self.n_row_hinges :] = torch.from_numpy(-self.sign * step[self.column])
-        return out
-
-    def _of_rows(self, hinges: torch.Tensor) -> torch.Tensor:
-        if len(hinges) == len(self.weight):
-            return hinges
-        by_position = hinges[: self.n_row_hinges].view(-1, len(self.y))
-        return by_position[0] if len(by_position) == 1 else by_position.sum(0)
-
-    def transposed(self, hinges: torch.Tensor) -> np.ndarray:
-        """``sum_h a_h x_h``."""
-        result = self.rows.transposed(self._of_rows(hinges))
-        if len(self.column):
-            others = self.sign * hinges[self.n_row_hinges :].cpu().numpy()
-            result = result + np.bincount(self.column, others, len(result))
-        return result
-
-    def newton_matrix(self, hinges: torch.Tensor) -> np.ndarray:
-        """``ridge + sum_h x_h a_h a_h'``, of which the upper triangle counts."""
-        result = self.rows.gram(self._of_rows(hinges))
-        diagonal = result.reshape(-1)[:: len(result) + 1]
-        if len(self.column):
-            diagonal += np.bincount(self.column, hinges[self.n_row_hinges :].cpu().numpy(), len(result))
-        if self.ridge.ndim == 1:
-            diagonal += self.ridge
-        else:
-            result += self.ridge
-        return result
-
-    def bent(self, theta: np.ndarray) -> np.ndarray:
-        """The gradient of the ridge penalty."""
-        return self.ridge * theta if self.ridge.ndim == 1 else self.ridge @ theta
-
-    def stationarity(self, theta: np.ndarray, dual: torch.Tensor) -> np.ndarray:
-        """``linear + ridge theta - sum_h d_h a_h``, 0 for columns that are held."""
-        missing = self.linear - self.transposed(dual)
-        if self.has_ridge:
-            missing += self.bent(theta)
-        missing[~self.free] = 0
-        return missing
-
-    def objective(self, theta: np.ndarray, values: torch.Tensor) -> float:
-        """What is minimised."""
-        loss = self.pieces.slope * torch.dot(self.weight, values[: len(self.y)])
-        loss += torch.dot(self.cost[: self.n_row_hinges], values[: self.n_row_hinges].clamp(min=0))
-        penalty = float(self.l1 @ np.abs(theta)) + float(theta @ self.bent(theta)) / 2
-        return float(loss) + penalty
-
-    def gap(self, theta: np.ndarray, values: torch.Tensor, dual: torch.Tensor) -> float:
-        """A bound on the objective above its optimum.
-
-        What is missing of stationarity counts times the distance of the optimum, for which the size of
-        theta is taken, in which y has residuals of size 1.
-        """
-        finite = values[: self.n_finite]
-        at_kinks = torch.dot(self.cost, finite.clamp(min=0)) - torch.dot(dual, values)
-        return max(float(at_kinks), 0.0) + self.slack(theta, self.stationarity(theta, dual))
-
-    def slack(self, theta: np.ndarray, missing: np.ndarray) -> float:
-        """What a lack of stationarity may cost."""
-        cost = np.abs(missing) * (1 + np.abs(theta))
-        if self.has_ridge and self.ridge.ndim == 1:
-            cost = np.minimum(cost, missing**2 / (2 * self.ridge + 1e-300))
-        return float(cost.sum())
-
-    def weighted_rows(self, hinges: torch.Tensor) -> np.ndarray:
-        """Rows whose Gram matrix is `newton_matrix`, the longest first."""
-        root = self._of_rows(hinges).sqrt().cpu().numpy()[:, None]
-        rows = root * self.rows.take(torch.arange(len(root), device=hinges.device)).cpu().numpy()
-        others = np.zeros((len(self.column), rows.shape[1]))
-        others[np.arange(len(others)), self.column] = hinges[self.n_row_hinges :].sqrt().cpu().numpy()
-        if self.ridge.ndim == 1:
-            ridge = np.diag(np.sqrt(self.ridge))
-        else:
-            values, vectors = np.linalg.eigh(self.ridge)
-            ridge = (vectors * np.sqrt(values.clip(min=0))).T
-        every = np.concatenate([rows, others, ridge])
-        return every[np.argsort(-np.abs(every).max(1, initial=0.0))]
 
 
 class _Factor:
@@ -301,7 +73,7 @@ class _Factor:
     What is added changes the step, not the equations that it is to solve.
     """
 
-    def __init__(self, program: _Program, hinges: torch.Tensor, by_rows: bool) -> None:
+    def __init__(self, program: Program, hinges: torch.Tensor, by_rows: bool) -> None:
         self._free = np.flatnonzero(program.free)
         self._rows: np.ndarray | None = None
         if by_rows:
@@ -344,20 +116,7 @@ class _Factor:
         return result
 
 
-@dataclass(frozen=True)
-class _Iterate:
-    """Where the interior point method ended."""
-
-    theta: np.ndarray
-    dual: torch.Tensor
-    objective: float
-    gap: float
-    is_vertex: bool
-    n_iter: int = 0
-    out_of_steps: bool = False
-
-
-def _solved(program: _Program, theta: np.ndarray, tol: float, max_iter: int) -> _Iterate:
+def _solved(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> Iterate:
     """The optimum; of many rows from those near the kinks (Portnoy, Koenker 1997, section 4).
 
     A sample of the rows gives a model near the optimum. Rows far from its kinks, as long as they remain on
@@ -402,12 +161,12 @@ def _solved(program: _Program, theta: np.ndarray, tol: float, max_iter: int) -> 
     return replace(found, n_iter=n_iter + found.n_iter)
 
 
-def _part(program: _Program, X: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> _Program:
+def _part(program: Program, X: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> Program:
     """The program of other rows."""
-    return replace(program, rows=_Rows(tensor_blocks(X, y[:, None])), y=y, weight=weight)
+    return replace(program, rows=Rows(tensor_blocks(X, y[:, None])), y=y, weight=weight)
 
 
-def _means(program: _Program, side: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _means(program: Program, side: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean rows, targets and weights of the rows of each side, from 0 on."""
     sides = torch.arange(len(program.pieces.positions) + 1, device=side.device)
     share = (side == sides[:, None]) * program.weight
@@ -417,24 +176,25 @@ def _means(program: _Program, side: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return X, share @ program.y, weight[weight > 0]
 
 
-def _side(program: _Program, values: torch.Tensor) -> torch.Tensor:
+def _side(program: Program, values: torch.Tensor) -> torch.Tensor:
     """Of each row, how many kinks it is above."""
     return (values[: program.n_row_hinges] > 0).view(-1, len(program.y)).sum(0)
 
 
-def _from_kinks(program: _Program, values: torch.Tensor) -> torch.Tensor:
+def _from_kinks(program: Program, values: torch.Tensor) -> torch.Tensor:
     """Of each row, how far it is from the nearest kink."""
     by_position = values[: program.n_row_hinges].abs().view(-1, len(program.y))
     return by_position[0] if len(by_position) == 1 else by_position.amin(0)
 
 
-def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: int) -> _Iterate:
+def _interior_point(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> Iterate:
     """Mehrotra's predictor-corrector steps until the gap is at most `tol` of the objective."""
     state = _start(program, theta)
     can_by_rows = len(program.y) * len(theta) ** 2 <= LARGEST_QR
     smallest_gap, least_missing, waited, by_rows = np.inf, np.inf, 0, program.by_rows and can_by_rows
-    found: list[_Iterate] = []
-    before = theta
+    found: list[Iterate] = []
+    before, total_before = theta, np.inf
+    near = max(1e-4, EARLY / program.n_all)  # where the objective begins to matter
     for n_iter in range(max_iter + 1):
         total = state.complementarity()
         if not np.isfinite(total):  # no step could be found
@@ -442,7 +202,7 @@ def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: 
             total = state.complementarity()
         missing = program.stationarity(state.theta, state.d)
         slack = program.slack(state.theta, missing)
-        if n_iter == 0 or total + slack <= 0.1 or n_iter == max_iter or waited:
+        if n_iter == 0 or total + slack <= near or n_iter == max_iter or waited:
             objective = program.objective(state.theta, state.s)
         gap = min(total + slack, max(objective, 0.0))  # the loss is never below 0
         small = min(objective, 1.0)
@@ -453,14 +213,18 @@ def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: 
         waited = 0 if progress and waited < PATIENCE else waited + 1
         if gap < smallest_gap and (gap <= 1e-4 * small or n_iter == max_iter):
             found = [i for i in found if i.is_vertex] + [
-                _Iterate(state.theta, state.d.clone(), objective, gap, False)
+                Iterate(state.theta, state.d.clone(), objective, gap, False)
             ]
         smallest_gap, least_missing = min(gap, smallest_gap), min(most, max(least_missing, 1e-13))
         # Once complementarity is far below what rounding leaves of stationarity, steps gain nothing.
         waited += total < 1e-6 * slack and by_rows
         last = done or waited >= PATIENCE or n_iter == max_iter
-        if last or gap * program.n_all <= EARLY * small:
-            vertex = _vertex(program, state)
+        guesses = []
+        if program.has_ridge and total <= FAST * total_before:
+            guesses = [vertex_of_kinks] if gap * program.n_all <= EARLY_WITH_RIDGE * small else []
+        elif not program.has_ridge and gap * program.n_all <= EARLY * small:
+            guesses = [vertex_of_weights]
+        for vertex in (guess(program, state) for guess in [*guesses, *([vertex_of_kinks] if last else [])]):
             if vertex is not None:
                 found.append(vertex)
                 if vertex.gap <= max(1e-3 * tol * small, 100 * rounding):
@@ -469,15 +233,15 @@ def _interior_point(program: _Program, theta: np.ndarray, tol: float, max_iter: 
             break
         lost = most > least_missing and max(total, rounding) < slack
         by_rows = by_rows or (can_by_rows and lost and total < 1e-3)
-        before = state.theta
+        before, total_before = state.theta, total
         _advance(program, state, total, missing, by_rows)
     # Without the rounding of the steps:
     objective = program.objective(state.theta, program.values(state.theta))
-    found.append(_Iterate(state.theta, state.d, objective, gap, False))
+    found.append(Iterate(state.theta, state.d, objective, gap, False))
     return replace(_best_of(program, found, tol), n_iter=n_iter, out_of_steps=not done and waited < PATIENCE)
 
 
-def _best_of(program: _Program, found: list[_Iterate], tol: float) -> _Iterate:
+def _best_of(program: Program, found: list[Iterate], tol: float) -> Iterate:
     """The vertex, unless its objective is higher, with the best dual."""
     lowest = min(iterate.objective for iterate in found)
     level = lowest + 1e-14 * abs(lowest)
@@ -493,7 +257,7 @@ def _best_of(program: _Program, found: list[_Iterate], tol: float) -> _Iterate:
     return replace(result, gap=min(*gaps, max(result.objective, 0.0)))
 
 
-def _balanced(program: _Program, theta: np.ndarray, dual: torch.Tensor) -> torch.Tensor:
+def _balanced(program: Program, theta: np.ndarray, dual: torch.Tensor) -> torch.Tensor:
     """Duals changed, in proportion to their squared room, such that they balance the gradient."""
     finite, plain = slice(program.n_finite), replace(program, ridge=np.zeros(len(theta)))
     by_rows = len(program.y) * len(theta) ** 2 <= LARGEST_QR
@@ -511,23 +275,7 @@ def _balanced(program: _Program, theta: np.ndarray, dual: torch.Tensor) -> torch
     return dual
 
 
-@dataclass
-class _State:
-    """An interior point; `u` and `e` are of hinges of finite cost only. Steps change it in place."""
-
-    theta: np.ndarray
-    s: torch.Tensor
-    u: torch.Tensor
-    v: torch.Tensor
-    d: torch.Tensor
-    e: torch.Tensor
-
-    def complementarity(self) -> float:
-        """What the gap is where the duals are stationary."""
-        return float(torch.dot(self.u, self.e) + torch.dot(self.v, self.d))
-
-
-def _start(program: _Program, theta: np.ndarray) -> _State:
+def _start(program: Program, theta: np.ndarray) -> State:
     """Both sides of each hinge half a mean residual off the boundary, and duals that are stationary but for
     ridge penalty and bounds."""
     cost, finite = program.cost, slice(program.n_finite)
@@ -541,10 +289,10 @@ def _start(program: _Program, theta: np.ndarray) -> _State:
     d[program.n_row_hinges : program.n_finite] = cost[program.n_row_hinges :] / 2
     e = cost - d[finite]
     d[program.n_finite :] = START_MU / v[program.n_finite :]
-    return _State(theta, s, u, v, d, e)
+    return State(theta, s, u, v, d, e)
 
 
-def _advance(program: _Program, state: _State, total: float, missing: np.ndarray, by_rows: bool) -> None:
+def _advance(program: Program, state: State, total: float, missing: np.ndarray, by_rows: bool) -> None:
     """A predictor, which aims at the boundary, and the corrected step, which aims at where it led."""
     s, u, v, d, e = state.s, state.u, state.v, state.d, state.e
     joint = program.has_ridge  # which ties the duals to theta
@@ -601,96 +349,6 @@ def _least(values: torch.Tensor) -> float:
     return float(values.amin())
 
 
-def _vertex(program: _Program, state: _State) -> _Iterate | None:
-    """Where the hinges that seem to be at their kinks are so exactly; for a ridge, the optimum there.
-
-    A hinge counts whose dual is farther inside its range than the hinge is from its kink, where typical
-    residuals next to it differ by one over the number of rows.
-    """
-    cost, n_rows = program.cost, len(program.y)
-    n_row_hinges, n_finite = program.n_row_hinges, program.n_finite
-    distance = program.n_all * state.s.abs()
-    if program.ridge.ndim == 1 and len(program.column):
-        distance[n_row_hinges:] *= torch.from_numpy(1 + program.ridge[program.column]).to(distance.device)
-    room = state.d.clone()
-    torch.minimum(state.d[:n_finite], state.e, out=room[:n_finite])
-    room[:n_finite] /= cost
-    active = room > distance
-    index = torch.nonzero(active[:n_row_hinges])[:, 0]
-    if len(index) * program.rows.n_columns > LARGEST_VERTEX:
-        return None
-    fixed = active[n_row_hinges:].cpu().numpy()
-    columns = program.column[fixed]
-    theta = state.theta.copy()
-    theta[columns] = program.sign[fixed] * program.offset[fixed]
-    moving = program.free.copy()
-    moving[columns] = False
-    kinks = _Kinks(program.rows.take(index % n_rows).cpu().numpy()[:, moving])
-    values = program.values(theta)
-    theta[moving] += kinks.onto(values[index].cpu().numpy())
-
-    dual = torch.zeros_like(state.d)
-    dual[:n_finite] = torch.where(state.d[:n_finite] > cost / 2, cost, 0.0)
-    dual[index] = 0
-    dual[n_row_hinges:][torch.from_numpy(fixed)] = 0
-    pulled = program.linear - program.transposed(dual)
-    if program.has_ridge:
-        bend = program.ridge[moving] if program.ridge.ndim == 1 else program.ridge[np.ix_(moving, moving)]
-        theta[moving] += kinks.along((pulled + program.bent(theta))[moving], bend)
-    at_kinks = state.d[index].cpu().numpy()
-    at_kinks = kinks.duals((pulled + program.bent(theta))[moving], at_kinks)
-    dual[index] = torch.from_numpy(at_kinks).to(dual.device)
-    pull = program.stationarity(theta, dual)[columns] * program.sign[fixed]
-    dual[n_row_hinges:][torch.from_numpy(fixed)] = torch.from_numpy(pull).to(dual.device)
-    dual.clamp_(min=0)
-    torch.minimum(dual[:n_finite], cost, out=dual[:n_finite])
-    values = program.values(theta)
-    if bool((values[n_finite:] > 0).any()):
-        return None
-    return _Iterate(theta, dual, program.objective(theta, values), program.gap(theta, values, dual), True)
-
-
-class _Kinks:
-    """Rows that are to be met exactly, by a pivoted QR of their transpose: dependent ones are left out."""
-
-    def __init__(self, rows: np.ndarray) -> None:
-        norm = np.sqrt((rows**2).sum(1))
-        self._norm = np.where(norm > 0, norm, 1.0)
-        self._rows = rows / self._norm[:, None]
-        n_columns = rows.shape[1]
-        if not rows.size:
-            self._index, self._upper = np.arange(0), np.zeros((0, 0))
-            self._along, self._across = np.zeros((n_columns, 0)), np.eye(n_columns)
-            return
-        basis, upper, pivots = qr(self._rows.T, pivoting=True, check_finite=False)
-        diagonal = np.abs(upper.diagonal())
-        rank = int((diagonal > DEPENDENT * diagonal[:1]).sum())
-        self._index = pivots[:rank]
-        self._upper = upper[:rank, :rank]
-        self._along, self._across = basis[:, :rank], basis[:, rank:]
-
-    def onto(self, values: np.ndarray) -> np.ndarray:
-        """The least step by which the rows change by these values."""
-        right = (values / self._norm)[self._index]
-        return self._along @ solve_triangular(self._upper, right, trans=1, check_finite=False)
-
-    def along(self, gradient: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-        """The step to the minimum of a quadratic among those that do not change the rows."""
-        if not self._across.shape[1]:
-            return np.zeros_like(gradient)
-        bent = curvature[:, None] * self._across if curvature.ndim == 1 else curvature @ self._across
-        inverse = np.linalg.pinv(self._across.T @ bent, rcond=1e-13, hermitian=True)
-        return -self._across @ (inverse @ (self._across.T @ gradient))
-
-    def duals(self, pulled: np.ndarray, near: np.ndarray) -> np.ndarray:
-        """Duals near those given by which the rows balance the gradient."""
-        missing = pulled - self._rows.T @ (near * self._norm)
-        change = solve_triangular(self._upper, self._along.T @ missing, check_finite=False)
-        result = near.copy()
-        result[self._index] += change / self._norm[self._index]
-        return result
-
-
 def _best_constant(y: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinear) -> float:
     """The constant prediction of least loss."""
     stride = 1 + len(y) // MEDIAN_ROWS
@@ -724,7 +382,7 @@ class _Target:
 
 
 def _solve_target(
-    rows: _Rows,
+    rows: Rows,
     y: torch.Tensor,
     weight: torch.Tensor,
     columns: _Columns,
@@ -749,7 +407,7 @@ def _solve_target(
         theta, gap, n_iter, converged = resting, 0.0, 1, True
     else:
         scaled = PiecewiseLinear(pieces.slope, tuple(p / size for p in pieces.positions), pieces.jumps)
-        program = _Program(
+        program = Program(
             rows, y / size, weight, scaled, l1, lower, upper, ridge * size, ~held, by_rows, len(y)
         )
         theta = np.where(held, resting, _inside(theta, lower, upper, ridge * size))
@@ -794,7 +452,7 @@ class _Columns(NamedTuple):
 
 
 def _columns(
-    design: Design, rows: _Rows, weight: torch.Tensor, pieces: PiecewiseLinear, bounded: bool
+    design: Design, rows: Rows, weight: torch.Tensor, pieces: PiecewiseLinear, bounded: bool
 ) -> _Columns:
     """What is known of the columns of a design, whatever the target."""
     n_columns, features = design.n_columns, design.features
@@ -804,14 +462,14 @@ def _columns(
         return _Columns(l1, lower, upper, design.ridge, np.zeros(n_columns, dtype=bool), False)
     l1[features] = design.penalty.l1
     lower[features], upper[features] = design.penalty.lower, design.penalty.upper
-    gram = rows.gram(weight)
     # The loss has no slope beyond `steepest`, and the columns a mean square of 1, or 0 if constant.
     steepest = max(-pieces.slope, pieces.slope + sum(pieces.jumps))
-    held = (gram.diagonal() < 0.5) | (l1 >= steepest * (1 + 1e-9)) | ~np.isfinite(design.ridge)
+    assert design.gram is not None
+    held = (design.gram.diagonal() < 0.5) | (l1 >= steepest * (1 + 1e-9)) | ~np.isfinite(design.ridge)
     held |= lower == upper
     by_rows = False
     if (bounded or l1.any()) and not held.all():  # else the columns are known to be independent
-        upper_triangle, info = lapack.dpotrf(gram[np.ix_(~held, ~held)], lower=0)
+        upper_triangle, info = lapack.dpotrf(rows.gram(weight)[np.ix_(~held, ~held)], lower=0)
         by_rows = info > 0 or upper_triangle.diagonal().min() < DEPENDENT_COLUMNS
     return _Columns(np.where(held, 0.0, l1), lower, upper, np.where(held, 0.0, design.ridge), held, by_rows)
 
@@ -821,7 +479,7 @@ def solve_interior_point(problem: Problem, tol: float, max_iter: int | None) -> 
     pieces = problem.loss.pieces()
     design = design_of(problem)
     blocks, weight = design.blocks, design.share
-    rows = _Rows(blocks)
+    rows = Rows(blocks)
     goal = min(max(tol, 1e-14), SMALLEST_TOL)
     limit = DEFAULT_MAX_ITER if max_iter is None else max_iter
     columns = _columns(design, rows, weight, pieces, problem.penalty.has_bounds)
