@@ -11,7 +11,7 @@ import torch
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import ElasticNetCV, LassoCV, Ridge
+from sklearn.linear_model import ElasticNetCV, LassoCV, Ridge, RidgeCV
 from sklearn.metrics import make_scorer, mean_absolute_error, r2_score
 from sklearn.model_selection import (
     GridSearchCV,
@@ -308,6 +308,19 @@ def test_ridge_of_scikit_learn(data):
     np.testing.assert_allclose(split_scores(ours.cv_results_), split_scores(theirs.cv_results_), rtol=1e-10)
 
 
+def test_ridge_cv_of_scikit_learn(data):
+    X, y = data
+    y = y + 20 * np.random.default_rng(1).normal(size=120)  # so that the best strength is in the middle
+    alphas = np.array([1e-3, 0.1, 10.0])
+    theirs = RidgeCV(alphas * 119, scoring="neg_mean_squared_error").fit(X, y)  # leaves one out
+    ours = TorchLinearRegressorCV(alphas=alphas, cv=LeaveOneOut(), scoring="neg_mean_squared_error").fit(X, y)
+    assert ours.alpha_ * 119 == pytest.approx(theirs.alpha_)
+    assert ours.alpha_ == 0.1
+    np.testing.assert_allclose(ours.best_score_, theirs.best_score_, rtol=1e-10)
+    theirs = Ridge(alpha=ours.alpha_ * 120, solver="svd").fit(X, y)
+    np.testing.assert_allclose(ours.coef_, theirs.coef_, rtol=1e-9)
+
+
 def test_default_grid_has_the_best_inside(data):
     X, y = data
     reg = TorchLinearRegressorCV().fit(X, y + 5 * np.random.default_rng(1).normal(size=120))
@@ -425,6 +438,9 @@ def test_refusals_of_fit(data):
         TorchLinearRegressorCV().fit(X, y, colour="red")
     with pytest.raises(ValueError, match="weight of zero"):
         TorchLinearRegressorCV(cv=2).fit(X, y, np.arange(120) < 60)
+    for loss in ("squared_error", "huber"):
+        with pytest.raises(ValueError, match="split 0 tests have a sample_weight of zero"):
+            TorchLinearRegressorCV(loss=loss, alphas=[1.0], cv=5).fit(X, y, np.arange(120) >= 24)
     with pytest.raises(ValueError, match="y is None"):
         TorchLinearRegressorCV().fit(X, None)
     X[3, 3] = np.inf

@@ -1,7 +1,7 @@
 """Piecewise linear losses: objectives against HiGHS, optimality, exact zeros and bounds, and many rows."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import linprog
 from sklearn.linear_model import QuantileRegressor
+from statsmodels.regression.quantile_regression import QuantReg
 
 from torchlinreg import Status
 from torchlinreg._blocks import as_row_blocks
@@ -209,6 +210,19 @@ def test_agrees_with_quantile_regressor(quantile, alpha):
     expected = QuantileRegressor(quantile=quantile, alpha=alpha, solver="highs").fit(X, y)
     np.testing.assert_allclose(found.coef[:, 0], expected.coef_, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(found.intercept[0], expected.intercept_, rtol=1e-7)
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["normal", "heavy tails", "outlier"])
+def test_never_above_the_objective_of_statsmodels(quantile, kind):
+    rng = np.random.default_rng(7)
+    X, y = data(kind, 300, 4, rng)
+    case = Case(X, y, Quantile(quantile))
+    ours = case.solve()
+    theirs = QuantReg(y, np.column_stack([np.ones(len(y)), X])).fit(q=quantile, max_iter=5000, p_tol=1e-10)
+    found = replace(ours, coef=theirs.params[1:, None], intercept=theirs.params[:1])
+    assert case.objective(ours) <= case.objective(found) * (1 + 1e-12)
+    assert case.objective(found) <= case.objective(ours) * (1 + 1e-4)  # the same problem
 
 
 def test_a_linear_program_ends_at_a_vertex():

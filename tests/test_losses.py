@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, losses
+from torchlinreg._solution import Status
 from torchlinreg.losses import LOSSES, Loss
 
 OBJECTS = [
@@ -263,6 +264,23 @@ class TestLosslessEquivalences:
         median = TorchLinearRegressor(loss="quantile", alpha=0.05, l1_ratio=1.0).fit(X, y)
         absolute = TorchLinearRegressor(loss="absolute_error", alpha=0.1, l1_ratio=1.0).fit(X, y)
         np.testing.assert_allclose(median.coef_, absolute.coef_, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["huber", "log_cosh", "absolute_error", losses.Quantile(0.8)], ids=repr)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("kind", ["duplicated", "wide"])
+def test_dependent_columns_have_coefficients_of_least_norm(loss, fit_intercept, kind):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 3) if kind == "duplicated" else (5, 8))
+    X[:, 2] = X[:, 0] if kind == "duplicated" else X[:, 2]
+    y = X[:, 0] + rng.standard_t(2, len(X))
+    reg = TorchLinearRegressor(loss=loss, fit_intercept=fit_intercept).fit(X, y)
+    assert reg.status_.kind is Status.MINIMUM_NORM
+    rows = X - X.mean(0) if fit_intercept else X
+    rank = np.linalg.matrix_rank(rows)
+    assert reg.rank_ == rank
+    nothing = np.linalg.svd(rows)[2][rank:]
+    np.testing.assert_allclose(nothing @ reg.coef_, 0, atol=1e-13 * np.abs(reg.coef_).max())
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,10 @@ def test_every_strength_is_a_fit(data, l1_ratio, options):
         {"bounds": (-0.5, 0.0)},
         {"penalty_factor": [1, 0, 2, 1, 1, 0.5, 1, 0], "bounds": (-0.1, 0.2)},
         {"loss": "huber"},
+        {"loss": losses.Huber(scale=1.0)},
+        {"loss": "absolute_error"},
         {"loss": losses.Quantile(0.37)},
+        {"loss": losses.EpsilonInsensitive(0.3)},
         {"loss": "log_cosh", "penalty_factor": [1, 0, 2, 1, 1, 0.5, 1, 0]},
     ],
 )
@@ -106,6 +109,7 @@ def test_grid_begins_where_penalised_coefficients_vanish(data, options):
     largest = regularization_path(X, y, alphas=1, **options).alphas[0]
     path = regularization_path(X, y, alphas=[largest * (1 + 1e-6), largest * (1 - 1e-3)], **options)
     penalised = np.array(options.get("penalty_factor", np.ones(8))) > 0
+    assert not regularization_path(X, y, alphas=2, **options).coefs[0, penalised].any()
     assert not path.coefs[0, penalised].any()
     assert path.coefs[1, penalised].any()
 
@@ -241,6 +245,7 @@ def test_elastic_net_of_scikit_learn_is_nowhere_better(data):
         ({"tol": 0}, "positive number"),
         ({"loss": "hubert"}, "not known"),
         ({"penalty_factor": [1.0]}, "penalty_factor has shape"),
+        ({"alphas": [1e300], "penalty_factor": [1e10] + [1.0] * 7}, "is infinite for feature 0"),
         ({"y": None}, "y is None"),
     ],
 )
@@ -248,6 +253,18 @@ def test_refusals(data, options, words):
     X, y = data
     with pytest.raises(ValueError, match=words):
         regularization_path(X, **{"y": y, **options})
+
+
+def test_parameters_may_be_tensors(data):
+    X, y = data
+    options = {"alphas": [0.01, 0.1], "penalty_factor": np.arange(8.0), "bounds": (-np.ones(8), np.ones(8))}
+    tensors = {
+        "alphas": torch.tensor([0.01, 0.1], dtype=torch.float64, requires_grad=True),
+        "penalty_factor": torch.arange(8.0, requires_grad=True),
+        "bounds": (-torch.ones(8, requires_grad=True), torch.ones(8)),
+    }
+    expected, given = (regularization_path(X, y, **each) for each in (options, tensors))
+    np.testing.assert_array_equal(given.coefs, expected.coefs)
 
 
 @pytest.mark.parametrize("loss", ["squared_error", "huber"])

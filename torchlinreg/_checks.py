@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 
 
 def check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], bool]) -> None:
@@ -15,6 +16,19 @@ def check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], boo
     is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) and math.isfinite(value)
     if not is_number or not holds(value):
         raise ValueError(f"{name}={value!r} must be {allowed}.")
+
+
+def as_numbers(value: Any) -> np.ndarray:
+    """A float64 array of what a parameter holds, a tensor on any device included.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It holds other things than numbers.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    return np.asarray(value, dtype=np.float64)
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -22,7 +22,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from torchlinreg._blocks import Block, RowBlocks, as_row_blocks
-from torchlinreg._checks import check_number
+from torchlinreg._checks import as_numbers, check_number
 from torchlinreg._estimator import TorchLinearRegressor, _on_cpu
 from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Rows, Split, fold_moments, rows_of, splits_of
 from torchlinreg._loss_parameters import LossParametersMixin
@@ -38,7 +38,6 @@ from torchlinreg._path import (
     minima_of,
     quadratic_of,
     sharing_moments,
-    times,
 )
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
@@ -360,7 +359,8 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
         self._scorer()
 
     def _l1_ratios(self) -> list[Any]:
-        return [self.l1_ratio] if np.ndim(self.l1_ratio) == 0 else list(self.l1_ratio)  # type: ignore[arg-type]
+        ratios = self.l1_ratio.tolist() if isinstance(self.l1_ratio, torch.Tensor) else self.l1_ratio
+        return [ratios] if np.ndim(ratios) == 0 else list(ratios)  # type: ignore[arg-type]
 
     def _scorer(self) -> Callable[..., float]:
         return check_scoring(TorchLinearRegressor(), scoring=self.scoring)
@@ -406,7 +406,7 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
         """All candidates in the order of their scores, and `alphas_`."""
         ratios = [float(value) for value in self._l1_ratios()]
         if not isinstance(self.alphas, Integral):
-            alphas = np.array(self.alphas, dtype=np.float64)
+            alphas = as_numbers(self.alphas).copy()
             return [Candidate(float(alpha), ratio) for alpha in alphas for ratio in ratios], alphas
         grids = np.stack([search.grid(ratio, float(self.eps), int(self.alphas)) for ratio in ratios])
         candidates = [
@@ -473,10 +473,26 @@ class _Search:
             type(estimator).__name__,
             as_loss(estimator.loss),
         )
+        self._check_weights()
         self.n_fits = 0
         self._folds = self._open_folds()
         if self._folds is None:
             blocks.raise_if_not_finite(self._problem.name)
+
+    def _check_weights(self) -> None:
+        """Raise a ValueError where a split has no weight to train on, or to score with."""
+        if self._problem.blocks.weight is None:
+            return
+        counts = (self._problem.blocks.weight > 0).cpu().numpy()
+        for number, split in enumerate(self._splits):
+            parts = {"trains on": split.train_index(len(counts))}
+            if "sample_weight" in self._score_params:
+                parts["tests"] = split.test
+            for what, index in parts.items():
+                if not counts[index].any():
+                    raise ValueError(
+                        f"All rows that split {number} {what} have a sample_weight of zero. Use another cv."
+                    )
 
     def grid(self, l1_ratio: float, eps: float, n_alphas: int) -> np.ndarray:
         """Falling strengths for an l1 ratio, from all rows."""
@@ -543,7 +559,7 @@ class _Search:
 
     def _at(self, candidate: Candidate) -> Penalty:
         """The penalty of a candidate."""
-        strength = times(self._penalty, 2 * candidate.alpha)
+        strength = self._penalty.times(2 * candidate.alpha)
         return Penalty(
             strength.l1 * candidate.l1_ratio,
             strength.l2 * (1 - candidate.l1_ratio),
@@ -582,10 +598,6 @@ class _Search:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which candidates were scored from the moments, and their scores on one split."""
         blocks = self._problem.blocks
-        if not float(fold.train.raw[0, 0]) > 0:
-            raise ValueError(
-                f"All rows that split {fold.number} trains on have a sample_weight of zero. Use another cv."
-            )
         none = np.zeros(len(candidates), dtype=bool), np.full(len(candidates), np.nan)
         quadratic = quadratic_of(fold.train, blocks.n_features, self._problem.fit_intercept)
         if quadratic is None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from torchlinreg._blocks import Block, RowBlocks, as_row_blocks, tensor_blocks
-from torchlinreg._checks import check_flag, check_number
+from torchlinreg._checks import as_numbers, check_flag, check_number
 from torchlinreg._moments import Moments
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
@@ -30,6 +30,8 @@ from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 PREDICTION_ERROR = 1e-11
 # Unit columns with a smaller eigenvalue depend on each other, or nearly so.
 DEPENDENT = 1e-6
+# The null model of other losses is known to so many digits: all of its coefficients are 0 a little above.
+NULL_MODEL_DIGITS = 1 + 1e-6
 # A path through dependent columns has steps of at most this.
 NEAR = 1.25
 # Wide rows with an l1 penalty take the path by moments as long as these are not larger than this.
@@ -181,8 +183,8 @@ def regularization_path(
         largest = largest_alpha(problem, quadratic, float(l1_ratio))
         strengths = alpha_grid(largest, float(l1_ratio), float(eps), int(alphas))
     else:
-        strengths = np.sort(np.asarray(alphas, dtype=np.float64))[::-1]
-    penalties = [times(penalty, alpha) for alpha in strengths]
+        strengths = np.sort(as_numbers(alphas))[::-1]
+    penalties = [penalty.times(float(alpha)) for alpha in strengths]
     coef, intercept, gaps = _fits(problem, quadratic, penalties, float(tol))
     coef = coef.transpose(0, 2, 1)
     dtype = np.float32 if blocks.dtype is torch.float32 else np.float64
@@ -200,16 +202,11 @@ def check_grid(alphas: Any, eps: Any) -> None:
             raise ValueError(f"alphas={alphas!r} must be {allowed}.")
         return
     try:
-        array = np.asarray(alphas, dtype=np.float64)
+        array = as_numbers(alphas)
     except (TypeError, ValueError) as error:
         raise ValueError(f"alphas={alphas!r} must be {allowed}.") from error
     if array.ndim != 1 or len(array) == 0 or not (np.isfinite(array).all() and (array >= 0).all()):
         raise ValueError(f"alphas={alphas!r} must be {allowed}.")
-
-
-def times(penalty: Penalty, alpha: float) -> Penalty:
-    """The penalty at another strength, with the same bounds."""
-    return replace(penalty, l1=penalty.l1 * alpha, l2=penalty.l2 * alpha)
 
 
 def alpha_grid(largest: float, l1_ratio: float, eps: float, n_alphas: int) -> np.ndarray:
@@ -355,7 +352,7 @@ def _along(
         if dependent and before > strength > 0:
             n_steps = math.ceil(math.log(before / strength) / math.log(NEAR))
             for ratio in np.geomspace(before / strength, 1.0, n_steps + 1)[1:-1]:
-                start = minimise_quadratic(quadratic.gram, linear, times(penalty, ratio), start).coef
+                start = minimise_quadratic(quadratic.gram, linear, penalty.times(ratio), start).coef
         before = strength
         found = minimise_quadratic(quadratic.gram, linear, penalty, start)
         start = found.coef
@@ -445,8 +442,7 @@ def largest_alpha(problem: Problem, quadratic: Quadratic | None, l1_ratio: float
     down = np.where(penalty.lower < 0, -gradient.min(1), 0.0)
     pull = np.where((penalty.lower <= 0) & (penalty.upper >= 0), np.maximum(up, down), 0.0)
     largest = float((pull[penalised] / strength[penalised]).max(initial=0.0))
-    # The null model of other losses is known to so many digits.
-    return largest if problem.loss.kind == "quadratic" else largest * (1 + 1e-8)
+    return largest if problem.loss.kind == "quadratic" else largest * NULL_MODEL_DIGITS
 
 
 def _gradient_without_penalised(quadratic: Quadratic, penalty: Penalty) -> np.ndarray:

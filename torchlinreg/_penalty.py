@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from torchlinreg._checks import as_numbers
+
 
 @dataclass(frozen=True)
 class Penalty:
@@ -36,6 +38,13 @@ class Penalty:
     def value(self, coef: np.ndarray) -> np.ndarray:
         """The penalty of coefficients, shape (..., n_features)."""
         return (self.l1 * np.abs(coef) + self.l2 / 2 * coef**2).sum(-1)
+
+    def times(self, alpha: float) -> Penalty:
+        """The penalty at another strength, with the same bounds."""
+        with np.errstate(over="ignore"):
+            l1, l2 = self.l1 * alpha, self.l2 * alpha
+        _refuse_infinite(l1 + l2, alpha)
+        return Penalty(l1, l2, self.lower, self.upper)
 
     def prox(self, coef: np.ndarray, step: float | np.ndarray) -> np.ndarray:
         """The minimum of ``penalty(z) + |z - coef|^2 / (2 step)`` over `z`, per coefficient."""
@@ -66,9 +75,19 @@ def elastic_net(
     upper: np.ndarray | float = np.inf,
 ) -> Penalty:
     """``alpha * factor_j * (l1_ratio |coef_j| + (1 - l1_ratio) / 2 coef_j^2)``, summed, with bounds."""
-    strength = np.full(n_features, float(alpha)) * (1.0 if factor is None else factor)
+    with np.errstate(over="ignore"):
+        strength = np.full(n_features, float(alpha)) * (1.0 if factor is None else factor)
+    _refuse_infinite(strength, alpha)
     bounds = (np.broadcast_to(np.asarray(bound, dtype=np.float64), n_features) for bound in (lower, upper))
     return Penalty(strength * l1_ratio, strength * (1 - l1_ratio), *bounds)
+
+
+def _refuse_infinite(strength: np.ndarray, alpha: float) -> None:
+    if not np.isfinite(strength).all():
+        raise ValueError(
+            f"alpha={alpha!r} times penalty_factor is infinite for feature {np.isfinite(strength).argmin()}; "
+            "use smaller numbers, or bounds of 0 to leave a feature out."
+        )
 
 
 def penalty_of(
@@ -120,7 +139,7 @@ def _bounds(bounds: Any, n_features: int) -> tuple[np.ndarray, np.ndarray]:
 def _per_feature(name: str, value: Any, n_features: int) -> np.ndarray:
     """A float64 array of shape (n_features,), of an array or one number."""
     try:
-        array = np.asarray(value, dtype=np.float64)
+        array = as_numbers(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}={value!r} must hold numbers: {error}") from error
     if array.shape not in ((), (n_features,)):

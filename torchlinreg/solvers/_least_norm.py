@@ -26,13 +26,16 @@ ROUNDING = 1e-12
 
 
 def with_least_norm(problem: Problem, solution: Solution, solve: Callable[[Problem], Solution]) -> Solution:
-    """The solution, or where columns depend on each other within bounds, that of least norm.
+    """The solution, or where columns depend on each other, that of least norm.
 
     Optima of piecewise linear losses may differ in their predictions as well; there a small ridge decides,
     with which `solve` runs again.
     """
     penalty = problem.penalty
-    if not penalty.has_bounds or penalty.l1.any() or problem.blocks.n_features > MAX_FEATURES:
+    if penalty.is_ridge:  # whose coordinates span the rows, and so have that norm
+        dependent = solution.rank is not None and solution.rank < problem.blocks.n_features
+        return _told(solution) if dependent else solution
+    if penalty.l1.any() or problem.blocks.n_features > MAX_FEATURES:
         return solution
     center, spread, _ = center_and_spread(problem)
     unit = np.where(spread > 0, spread, 1.0)
@@ -55,8 +58,14 @@ def with_least_norm(problem: Problem, solution: Solution, solve: Callable[[Probl
             continue
         coef[:, target] = new
         intercept[target] += center @ (old - new)
-    status = Status.MINIMUM_NORM if solution.status is Status.OPTIMAL else solution.status
-    return replace(solution, coef=coef, intercept=intercept, status=status)
+    return _told(replace(solution, coef=coef, intercept=intercept))
+
+
+def _told(solution: Solution) -> Solution:
+    """The same, with a status that tells that there are other optima."""
+    if solution.status is not Status.OPTIMAL:
+        return solution
+    return replace(solution, status=Status.MINIMUM_NORM)
 
 
 def _size_of_y(problem: Problem) -> float:
