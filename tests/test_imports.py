@@ -24,6 +24,7 @@ ORDER = [
     "torchlinreg.losses",
     "torchlinreg._loss_parameters",
     "torchlinreg._penalty",
+    "torchlinreg._standardised",
     "torchlinreg._problem",
     "torchlinreg._validation",
     "torchlinreg.solvers._normal",

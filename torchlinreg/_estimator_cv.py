@@ -26,14 +26,12 @@ from torchlinreg._checks import as_numbers, check_number
 from torchlinreg._estimator import TorchLinearRegressor, _on_cpu
 from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Rows, Split, fold_moments, rows_of, splits_of
 from torchlinreg._loss_parameters import LossParametersMixin
-from torchlinreg._moments import LARGEST_MOMENT, Moments, choose_frame
+from torchlinreg._moments import Moments, choose_frame, symmetric
 from torchlinreg._path import (
     PREDICTION_ERROR,
     Minima,
-    Quadratic,
     alpha_grid,
     check_grid,
-    full_raw,
     largest_alpha,
     minima_of,
     quadratic_of,
@@ -42,6 +40,7 @@ from torchlinreg._path import (
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
+from torchlinreg._standardised import Standardised
 from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import choose_solver, is_training, solve
@@ -589,7 +588,7 @@ class _Search:
             folds = list(folds)
             if self._splits[0].train is None:
                 total = Moments.merge(folds[0].train, folds[0].test)
-                if _is_sound(total):
+                if total.is_sound:
                     problem.__dict__["moments"] = total
         return folds if problem.moments.frame.scale is None else None
 
@@ -615,7 +614,7 @@ class _Search:
         found = np.all(error <= SCORE_ERROR * size, axis=1)
         return found, sums.score(scoring)
 
-    def _sums(self, fold: FoldMoments, quadratic: Quadratic, minima: Minima) -> _Sums:
+    def _sums(self, fold: FoldMoments, quadratic: Standardised, minima: Minima) -> _Sums:
         """Squared residuals and deviations of the test rows, from moments where they leave enough digits."""
         blocks = self._problem.blocks
         weight = blocks.weight
@@ -632,10 +631,10 @@ class _Search:
         return _sums_of_rows(blocks, rows, quadratic, minima, weighted=scored_weight is not None)
 
     def _scores_of_models(
-        self, fold: FoldMoments, quadratic: Quadratic, minima: Minima, candidates: list[Candidate]
+        self, fold: FoldMoments, quadratic: Standardised, minima: Minima, candidates: list[Candidate]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores that take predictions, of models made from the coefficients."""
-        found = np.all(minima.error <= PREDICTION_ERROR * quadratic.target_unit, axis=1)
+        found = np.all(minima.error <= PREDICTION_ERROR * quadratic.target_spread, axis=1)
         scores = np.full(len(candidates), np.nan)
         coef, intercept = quadratic.in_users_units(minima.coef)
         test = self._part(self._splits[fold.number].test)
@@ -714,13 +713,6 @@ def _n_rows(values: Any) -> int | None:
     return len(values) if isinstance(values, (list, tuple)) else None
 
 
-def _is_sound(moments: Moments) -> bool:
-    """Whether moments are finite, and far from over- and underflow."""
-    raw = moments.raw.cpu().numpy()
-    squares = raw.diagonal()
-    return bool(np.abs(raw).max() < LARGEST_MOMENT) and not ((squares > 0) & (squares < 1e-250)).any()
-
-
 class _Sums(NamedTuple):
     """Weighted sums over test rows, for each candidate and target."""
 
@@ -746,8 +738,8 @@ class _Sums(NamedTuple):
         return 1 - np.where(self.total > 0, share, np.where(self.residual > 0, 1.0, 0.0)).mean(1)
 
 
-def _sums_of_moments(test: Moments, quadratic: Quadratic, minima: Minima) -> _Sums:
-    raw = full_raw(test)
+def _sums_of_moments(test: Moments, quadratic: Standardised, minima: Minima) -> _Sums:
+    raw = symmetric(test.raw).cpu().numpy()
     weight_sum = float(raw[0, 0])
     n_features = len(quadratic.unit)
     mean = raw[0, 1:] / weight_sum
@@ -768,7 +760,7 @@ def _sums_of_moments(test: Moments, quadratic: Quadratic, minima: Minima) -> _Su
 
 
 def _sums_of_rows(
-    blocks: RowBlocks, rows: Rows, quadratic: Quadratic, minima: Minima, *, weighted: bool
+    blocks: RowBlocks, rows: Rows, quadratic: Standardised, minima: Minima, *, weighted: bool
 ) -> _Sums:
     """The same from residuals of the rows."""
     n_features = len(quadratic.unit)

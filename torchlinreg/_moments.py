@@ -21,6 +21,7 @@ SMALL_ROWS = 1024
 SAFE_RANGE = (1e-140, 1e140)
 # Splitting a float64 for an error-free product multiplies it by 2**27.
 LARGEST_MOMENT = 1e280
+SMALLEST_SQUARES = 1e-250
 # On a CPU, products of BATCHES stacks of rows run one per core without splitting a product among threads, and
 # panels of columns leave out most of the lower triangle. Measured on two cores against one symmetric product:
 # 1e6 x 12: 5 against 12 ms; 2e5 x 102: 50 against 72 ms; from 400 columns on the symmetric product wins. It
@@ -39,6 +40,12 @@ class Frame(NamedTuple):
 
     shift: torch.Tensor  # shape: (1 + n_features + n_targets,)
     scale: torch.Tensor | None  # shape: (1 + n_features + n_targets,)
+
+
+def shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Those of a frame on the host, scales of 1 included."""
+    shift = frame.shift.cpu().numpy()
+    return shift, np.ones_like(shift) if frame.scale is None else frame.scale.cpu().numpy()
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity show in the moments
@@ -183,6 +190,17 @@ class Moments:
     def merge(a: Moments, b: Moments) -> Moments:
         """Moments of the rows of both."""
         return Moments(a.frame, a.raw + b.in_frame(a.frame).raw, a.n_samples + b.n_samples)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
+        raw = self.raw.cpu().numpy()
+        squares = raw.diagonal()
+        if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
+            return False
+        return (
+            not (squares < SMALLEST_SQUARES).any() or not ((squares < SMALLEST_SQUARES) & (raw[0] != 0)).any()
+        )
 
     def in_frame(self, frame: Frame) -> Moments:
         """The same moments about another shift."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from torchlinreg._moments import Moments
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
+from torchlinreg._standardised import Standardised, standardised
 from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import is_wide, solve
@@ -221,72 +221,14 @@ def alpha_grid(largest: float, l1_ratio: float, eps: float, n_alphas: int) -> np
     return np.geomspace(largest, largest * (eps if l1_ratio > 0 else eps**2), n_alphas)
 
 
-@dataclass(frozen=True)
-class Quadratic:
-    """Half the squared error: ``c @ gram @ c / 2 - cross @ c``, of ``c = coef * unit``, and constants."""
-
-    gram: np.ndarray  # of columns about their means, of mean square 1; shape: (n_features, n_features)
-    cross: np.ndarray  # shape: (n_features, n_targets)
-    unit: np.ndarray  # root mean squares of the columns, 1 for constant ones; shape: (n_features,)
-    target_unit: np.ndarray  # root mean squares of y about its mean; shape: (n_targets,)
-    mean: (
-        np.ndarray
-    )  # of the columns and y in the frame, 0 without intercept; shape: (n_features + n_targets,)
-    shift: np.ndarray  # of the frame; shape: (n_features + n_targets,)
-    roundoff: float  # of `gram` and `cross`, relative to the units
-
-    @cached_property
-    def smallest(self) -> float:
-        """The smallest eigenvalue of `gram`, at least 0."""
-        return max(float(np.linalg.eigvalsh(self.gram)[0]), 0.0)
-
-    def in_users_units(self, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients, shape (..., n_features, n_targets), and intercepts, shape (..., n_targets)."""
-        n_features = len(self.unit)
-        center = self.shift + self.mean
-        scaled = coef / self.unit[:, None]
-        return scaled, center[n_features:] - center[:n_features] @ scaled
-
-
-def full_raw(moments: Moments) -> np.ndarray:
-    """The symmetric matrix of raw moments on the host."""
-    raw = moments.raw.cpu().numpy()
-    return np.triu(raw) + np.triu(raw, 1).T
-
-
-def quadratic_of(moments: Moments, n_features: int, fit_intercept: bool) -> Quadratic | None:
+def quadratic_of(moments: Moments, n_features: int, fit_intercept: bool) -> Standardised | None:
     """The quadratic of moments in a frame without scales, or None where columns cannot be standardised."""
     if moments.frame.scale is not None:
         return None
-    raw = full_raw(moments)
-    scatter = raw[1:, 1:] / raw[0, 0]
-    mean = np.zeros(len(scatter))
-    if fit_intercept:
-        mean = raw[0, 1:] / raw[0, 0]
-        scatter = scatter - np.outer(mean, mean)
-    square = raw.diagonal()[1:] / raw[0, 0]
+    quadratic = standardised(moments, n_features, fit_intercept)
+    spread = np.concatenate([quadratic.spread, quadratic.target_spread])
     # A constant column equals its shift, which leaves exact zeros.
-    constant = square == 0
-    variance = scatter.diagonal()
-    if not (variance[~constant] > 0).all():
-        return None
-    spread = np.sqrt(np.where(constant, 1.0, variance))
-    inside, targets = slice(0, n_features), slice(n_features, None)
-    unit = spread[inside]
-    gram = scatter[inside, inside] / unit[:, None] / unit
-    np.fill_diagonal(gram, 1.0)
-    cancellation = float(
-        np.divide(square, variance, where=~constant, out=np.ones_like(square)).max(initial=1)
-    )
-    return Quadratic(
-        gram=gram,
-        cross=scatter[inside, targets] / unit[:, None],
-        unit=unit,
-        target_unit=np.where(constant[targets], 0.0, spread[targets]),
-        mean=mean,
-        shift=moments.frame.shift[1:].cpu().numpy(),
-        roundoff=GRAM_ROUNDOFF * cancellation,
-    )
+    return quadratic if ((spread > 0) | (quadratic.square == 0)).all() else None
 
 
 @dataclass(frozen=True)
@@ -298,7 +240,7 @@ class Minima:
     excess: np.ndarray  # of the objective above its minimum, summed over the targets; shape: (n_penalties,)
 
 
-def minima_of(quadratic: Quadratic, penalties: Sequence[Penalty]) -> Minima:
+def minima_of(quadratic: Standardised, penalties: Sequence[Penalty]) -> Minima:
     """Minimise the quadratic with each of the penalties: of one shape, and neighbours alike.
 
     The error is infinite where no minimum was found. It comes from the rounding of the moments, which reaches
@@ -308,7 +250,7 @@ def minima_of(quadratic: Quadratic, penalties: Sequence[Penalty]) -> Minima:
         return _minima_of(quadratic, [penalty.scaled(quadratic.unit) for penalty in penalties])
 
 
-def _minima_of(quadratic: Quadratic, scaled: list[Penalty]) -> Minima:
+def _minima_of(quadratic: Standardised, scaled: list[Penalty]) -> Minima:
     """For penalties of standardised coefficients."""
     shape = (len(scaled), *quadratic.cross.shape)
     coef, excess, smallest = np.zeros(shape), np.zeros(len(scaled)), np.zeros(shape[::2])
@@ -326,14 +268,15 @@ def _minima_of(quadratic: Quadratic, scaled: list[Penalty]) -> Minima:
             excess[index] += minimum.optimality
             if minimum.converged:
                 smallest[index, target] = _smallest(quadratic, minimum.coef, scaled[index])
-    size = np.sqrt((coef**2).sum(1)) + quadratic.target_unit
+    size = np.sqrt((coef**2).sum(1)) + quadratic.target_spread
+    roundoff = GRAM_ROUNDOFF * float(quadratic.cancellation.max(initial=1.0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = quadratic.roundoff * size / np.sqrt(smallest)
+        error = roundoff * size / np.sqrt(smallest)
     return Minima(coef, np.where(np.isfinite(coef).all(1), error, np.inf), excess)
 
 
 def _along(
-    quadratic: Quadratic, linear: np.ndarray, penalties: Sequence[Penalty]
+    quadratic: Standardised, linear: np.ndarray, penalties: Sequence[Penalty]
 ) -> Iterator[QuadraticMinimum]:
     """Minima with l1 penalties or bounds, each found from the one before.
 
@@ -359,7 +302,7 @@ def _along(
         yield found
 
 
-def _smallest(quadratic: Quadratic, coef: np.ndarray, penalty: Penalty) -> float:
+def _smallest(quadratic: Standardised, coef: np.ndarray, penalty: Penalty) -> float:
     """The smallest eigenvalue that matters: of all columns or, where they depend, of those that are used."""
     if quadratic.smallest > DEPENDENT:
         return quadratic.smallest
@@ -370,7 +313,7 @@ def _smallest(quadratic: Quadratic, coef: np.ndarray, penalty: Penalty) -> float
     return max(float(np.linalg.eigvalsh(block)[0]), 0.0)
 
 
-def _ridges(quadratic: Quadratic, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ridges(quadratic: Standardised, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ridge coefficients for l2 penalties that differ by factors, shape (n_penalties, n_features).
 
     Beside them how far each objective may be above its minimum, and bounds on the smallest eigenvalues. Where
@@ -396,7 +339,7 @@ def _ridges(quadratic: Quadratic, l2: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return coef, (gradient**2).sum((1, 2)) / floor / 2, floor
 
 
-def _ridge_gradient(quadratic: Quadratic, l2: np.ndarray, coef: np.ndarray) -> np.ndarray:
+def _ridge_gradient(quadratic: Standardised, l2: np.ndarray, coef: np.ndarray) -> np.ndarray:
     return quadratic.cross - quadratic.gram @ coef - l2[:, :, None] * coef
 
 
@@ -409,7 +352,7 @@ def _eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, vectors
 
 
-def _ridges_by_factors(quadratic: Quadratic, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ridges_by_factors(quadratic: Standardised, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same with a factorisation for each, which keeps its accuracy in columns of any units."""
     coef = np.full((len(l2), *quadratic.cross.shape), np.nan)
     excess = np.zeros(len(l2))
@@ -425,7 +368,7 @@ def _ridges_by_factors(quadratic: Quadratic, l2: np.ndarray) -> tuple[np.ndarray
     return coef, excess, quadratic.smallest + l2.min(1)
 
 
-def largest_alpha(problem: Problem, quadratic: Quadratic | None, l1_ratio: float) -> float:
+def largest_alpha(problem: Problem, quadratic: Standardised | None, l1_ratio: float) -> float:
     """Where a grid of strengths begins; `problem` has the penalty at strength 1."""
     penalty = problem.penalty
     strength = penalty.l1 if l1_ratio > 0 else penalty.l2
@@ -445,7 +388,7 @@ def largest_alpha(problem: Problem, quadratic: Quadratic | None, l1_ratio: float
     return largest if problem.loss.kind == "quadratic" else largest * NULL_MODEL_DIGITS
 
 
-def _gradient_without_penalised(quadratic: Quadratic, penalty: Penalty) -> np.ndarray:
+def _gradient_without_penalised(quadratic: Standardised, penalty: Penalty) -> np.ndarray:
     """The pull on each coefficient where the penalised ones are as near 0 as they may be."""
     free = (penalty.l1 == 0) & (penalty.l2 == 0)
     held = np.clip(0.0, penalty.lower, penalty.upper) * quadratic.unit
@@ -566,7 +509,7 @@ def _null_model(problem: Problem, free: np.ndarray) -> Solution:
 
 
 def _fits(
-    problem: Problem, quadratic: Quadratic | None, penalties: Sequence[Penalty], tol: float
+    problem: Problem, quadratic: Standardised | None, penalties: Sequence[Penalty], tol: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Coefficients, shape (n_penalties, n_features, n_targets), intercepts and gaps, for each penalty."""
     blocks: RowBlocks = problem.blocks
@@ -576,9 +519,9 @@ def _fits(
     if quadratic is not None:
         minima = minima_of(quadratic, penalties)
         coef[:], intercept[:] = quadratic.in_users_units(minima.coef)
-        null = float((quadratic.target_unit**2).sum()) / 2
+        null = float((quadratic.target_spread**2).sum()) / 2
         gaps = np.divide(minima.excess, null, out=gaps, where=null > 0)
-        unsolved = np.any(minima.error > PREDICTION_ERROR * quadratic.target_unit, axis=1)
+        unsolved = np.any(minima.error > PREDICTION_ERROR * quadratic.target_spread, axis=1)
     for index in map(int, unsolved.nonzero()[0]):
         solution = solve("auto", sharing_moments(problem, penalties[index]), tol, None)
         coef[index], intercept[index] = solution.coef, solution.intercept

@@ -19,7 +19,6 @@ import torch
 from torchlinreg._blocks import WIDE_BLOCK_ROWS, RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import (
-    LARGEST_MOMENT,
     SYMMETRIC_PRODUCT_COLUMNS,
     Frame,
     Moments,
@@ -30,6 +29,7 @@ from torchlinreg._moments import (
 )
 from torchlinreg._penalty import Penalty
 from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf
+from torchlinreg._standardised import Standardised, standardised
 from torchlinreg.losses import Loss, SquaredError
 
 # Blocks of rows that are read where they are: a gradient reads them twice and wants them in the cache in
@@ -68,7 +68,7 @@ class Problem:
         """
         frame = choose_frame(self.blocks, fit_intercept=self.fit_intercept)
         moments = self._moments_in(frame)
-        if _is_sound(moments):
+        if moments.is_sound:
             return moments
         self.blocks.raise_if_not_finite(self.name)
         frame = choose_frame(
@@ -77,6 +77,11 @@ class Problem:
             largest=largest_magnitudes(self.blocks, frame),
         )
         return self._moments_in(frame)
+
+    @cached_property
+    def standardised(self) -> Standardised:
+        """The moments as products of standardised columns."""
+        return standardised(self.moments, self.blocks.n_features, self.fit_intercept)
 
     def with_moments(self, moments: Moments) -> Problem:
         """The same problem with these moments, of rows that may be gone."""
@@ -130,12 +135,3 @@ class Problem:
         """The same for a double-double model, as a double-double; one pass."""
         of = ExactGradientOf(frame, design, responses, coef, depth)
         return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()
-
-
-def _is_sound(moments: Moments) -> bool:
-    """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
-    raw = moments.raw.cpu().numpy()
-    squares = raw.diagonal()
-    if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
-        return False
-    return not (squares < 1e-250).any() or not ((squares < 1e-250) & (raw[0] != 0)).any()

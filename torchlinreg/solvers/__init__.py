@@ -54,24 +54,24 @@ class Solver(NamedTuple):
     good_for: str
 
 
-PENALTIES = ("ridge of one strength", "ridge", "any")
+PENALTIES = UNIFORM_RIDGE, RIDGE, ANY = "ridge of one strength", "ridge", "any"
 
 # Of the rows that serve a problem, "auto" takes the first; "dual" only for fewer rows than features.
 SOLVERS = {
-    "dual": Solver(solve_dual, ("quadratic",), PENALTIES[0], "fewer rows than features"),
+    "dual": Solver(solve_dual, ("quadratic",), UNIFORM_RIDGE, "fewer rows than features"),
     "cholesky": Solver(
         solve_cholesky,
         ("quadratic",),
-        "ridge",
+        RIDGE,
         "conditions up to about 1e6; hands over to 'exact' beyond",
     ),
-    "exact": Solver(solve_exact, ("quadratic",), "ridge", "any condition and rank"),
-    "active_set": Solver(solve_active_set, ("quadratic",), "any", "l1 penalties, positive and bounds"),
-    "newton": Solver(solve_newton, ("smooth",), "any", "smooth losses"),
+    "exact": Solver(solve_exact, ("quadratic",), RIDGE, "any condition and rank"),
+    "active_set": Solver(solve_active_set, ("quadratic",), ANY, "l1 penalties, positive and bounds"),
+    "newton": Solver(solve_newton, ("smooth",), ANY, "smooth losses"),
     "interior_point": Solver(
         solve_interior_point,
         ("piecewise_linear",),
-        "any",
+        ANY,
         "absolute, quantile and epsilon-insensitive losses",
     ),
 }
@@ -158,7 +158,7 @@ def _serves(row: Solver, problem: Problem) -> bool:
 
 def _penalty_kind(problem: Problem) -> str:
     penalty = problem.penalty
-    return PENALTIES[0] if penalty.is_uniform else PENALTIES[1] if penalty.is_ridge else PENALTIES[2]
+    return UNIFORM_RIDGE if penalty.is_uniform else RIDGE if penalty.is_ridge else ANY
 
 
 def _missing(row: Solver, problem: Problem) -> list[str]:

@@ -20,8 +20,6 @@ from torchlinreg.solvers._geometry import Geometry, geometry_of
 KEPT_BYTES = 64 * 2**20
 # Up to this condition of unit columns, a Newton or interior point step needs no other coordinates.
 DIAGONAL_CONDITION = 1e4
-# A squared spread below this share of the mean square is the rounding of a constant column.
-CONSTANT = 4e-15
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,12 @@ def design_of(problem: Problem) -> Design:
 
 def _standardised(problem: Problem) -> Design:
     """Columns of mean 0 and mean square 1; those that are constant become 0."""
-    center, spread, _ = center_and_spread(problem)
-    unit = np.where(spread > 0, spread, 1.0)
-    penalty = problem.penalty.scaled(unit)
+    columns = problem.standardised
+    penalty = problem.penalty.scaled(columns.unit)
     ridge = np.concatenate([np.zeros(int(problem.fit_intercept)), penalty.l2])
-    design = _design(problem, center, 1 / unit, penalty, ridge)
+    design = _design(problem, columns.center, 1 / columns.unit, penalty, ridge)
     gram = np.eye(design.n_columns)
-    gram[design.features, design.features] = centred_gram(problem, unit)
+    gram[design.features, design.features] = columns.gram - np.diag(columns.spread == 0)
     return replace(design, gram=gram)
 
 
@@ -137,37 +134,6 @@ def _design(
         rank=None,
         condition_number=None,
     )
-
-
-def center_and_spread(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Means of the features (0 without intercept), their root mean squares about them, and those of y."""
-    moments = problem.moments
-    raw = moments.raw.cpu().numpy()
-    shift, scale = moments.frame
-    offset = shift[1:].cpu().numpy()
-    factor = np.ones_like(offset) if scale is None else scale[1:].cpu().numpy()
-    square = raw.diagonal()[1:] / raw[0, 0]
-    mean = raw[0, 1:] / raw[0, 0] if problem.fit_intercept else np.zeros_like(offset)
-    variance = square - mean**2
-    spread = np.sqrt(np.where(variance > CONSTANT * square, variance, 0.0)) / factor
-    center = offset + mean / factor if problem.fit_intercept else np.zeros_like(offset)
-    n_features = problem.blocks.n_features
-    return center[:n_features], spread[:n_features], spread[n_features:]
-
-
-def centred_gram(problem: Problem, unit: np.ndarray) -> np.ndarray:
-    """Mean products of the features over `unit`, about their means with an intercept."""
-    moments = problem.moments
-    raw = moments.raw.cpu().numpy()
-    inside = slice(1, 1 + len(unit))
-    products = np.triu(raw[inside, inside]) + np.triu(raw[inside, inside], 1).T
-    products /= raw[0, 0]
-    if problem.fit_intercept:
-        mean = raw[0, inside] / raw[0, 0]
-        products -= np.outer(mean, mean)
-    if moments.frame.scale is not None:
-        unit = unit * moments.frame.scale[inside].cpu().numpy()
-    return products / unit[:, None] / unit
 
 
 def _in_coordinates(

@@ -17,7 +17,7 @@ import numpy as np
 
 from torchlinreg import _compensated as dd
 from torchlinreg._exact_moments import ExactMoments
-from torchlinreg._moments import Frame
+from torchlinreg._moments import Frame, shift_and_scale
 from torchlinreg._problem import Problem
 from torchlinreg._residuals import DEPTHS, Depth
 from torchlinreg._solution import Solution, Status
@@ -424,11 +424,6 @@ def _means_of_unit_columns(fit: Fit) -> np.ndarray:
     shift, scale = shift_and_scale(fit.frame)
     design = fit.design[1:]
     return (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
-
-
-def shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    shift = frame.shift.cpu().numpy()
-    return shift, np.ones_like(shift) if frame.scale is None else frame.scale.cpu().numpy()
 
 
 def _finish(

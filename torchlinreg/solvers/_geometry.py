@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchlinreg._exact_moments import ExactMoments
+from torchlinreg._moments import shift_and_scale
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg._validation import squared_losses
@@ -14,7 +15,6 @@ from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import (
     Fit,
     in_user_units,
-    shift_and_scale,
     solve_accumulated_with_fit,
     solve_with_fit,
 )

@@ -10,7 +10,6 @@ from scipy.optimize import nnls
 
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
-from torchlinreg.solvers._design import center_and_spread, centred_gram
 from torchlinreg.solvers._normal import cholesky
 
 # Eigenvalues of the Gram matrix of unit columns below this are 0, and pivots above the other are not near it.
@@ -37,9 +36,9 @@ def with_least_norm(problem: Problem, solution: Solution, solve: Callable[[Probl
         return _told(solution) if dependent else solution
     if penalty.l1.any() or problem.blocks.n_features > MAX_FEATURES:
         return solution
-    center, spread, _ = center_and_spread(problem)
-    unit = np.where(spread > 0, spread, 1.0)
-    gram = centred_gram(problem, unit) + np.diag(penalty.l2 / unit**2)
+    columns = problem.standardised
+    unit = columns.unit
+    gram = columns.gram + np.diag(penalty.l2 / unit**2 - (columns.spread == 0))
     free = _null_space(gram)
     if free.shape[1] == 0:
         return solution
@@ -57,7 +56,7 @@ def with_least_norm(problem: Problem, solution: Solution, solve: Callable[[Probl
         if not float(change @ gram @ change) <= ROUNDING * float(change @ change):
             continue
         coef[:, target] = new
-        intercept[target] += center @ (old - new)
+        intercept[target] += columns.center @ (old - new)
     return _told(replace(solution, coef=coef, intercept=intercept))
 
 
@@ -70,7 +69,7 @@ def _told(solution: Solution) -> Solution:
 
 def _size_of_y(problem: Problem) -> float:
     """Its spread, or its size where that is 0, else 1."""
-    spread = float(center_and_spread(problem)[2].max())
+    spread = float(problem.standardised.target_spread.max())
     return spread or float(problem.blocks.y.abs().max()) or 1.0
 
 

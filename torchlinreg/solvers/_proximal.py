@@ -14,13 +14,13 @@ import torch
 from scipy.linalg import blas
 
 from torchlinreg._blocks import RowBlocks, tensor_blocks
-from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, symmetric, wide_product
+from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, shift_and_scale, wide_product
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import GRAM_BLOCK_BYTES, Problem
 from torchlinreg._residuals import DEPTHS, product
 from torchlinreg._solution import Solution, Status
-from torchlinreg.solvers._design import CONSTANT, center_and_spread
-from torchlinreg.solvers._exact import GRAM_ROUNDOFF, shift_and_scale
+from torchlinreg._standardised import CONSTANT, Standardised
+from torchlinreg.solvers._exact import GRAM_ROUNDOFF
 from torchlinreg.solvers._normal import cholesky, extreme_singular_values
 from torchlinreg.solvers._quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
 
@@ -95,7 +95,7 @@ def _relative(gaps: np.ndarray, values: np.ndarray, spread: np.ndarray, target: 
 
 @dataclass(frozen=True)
 class _Centred:
-    """Mean products of centred columns in units of their spreads; constant columns are left out."""
+    """The products of columns that are not constant, with targets in units of their spreads."""
 
     kept: np.ndarray  # features that are not constant
     gram: np.ndarray  # shape: (n_kept, n_kept)
@@ -103,45 +103,26 @@ class _Centred:
     spread: np.ndarray  # of the kept features, in the user's units
     target_spread: np.ndarray  # shape: (n_targets,)
     target: np.ndarray  # the same, 1 where it is 0
-    center: np.ndarray  # shape: (n_features,)
-    target_center: np.ndarray
-    cancellation: float  # of squares about the shift to squares about the mean
+    cancellation: float
 
 
-def _centred(problem: Problem) -> _Centred:
-    moments = problem.moments
-    n_features = problem.blocks.n_features
-    raw = symmetric(moments.raw).cpu().numpy()
-    _, scale = (values[1:] for values in shift_and_scale(moments.frame))
-    center, spread, target_spread = center_and_spread(problem)
-    raw /= raw[0, 0]
-    mean = raw[0, 1:] if problem.fit_intercept else np.zeros_like(scale)
-    square = raw.diagonal()[1:]
-    target = np.where(target_spread > 0, target_spread, 1.0)
-    unit = np.concatenate([spread, target]) * scale
-    kept = (spread > 0).nonzero()[0]
-    left, right = kept[:, None], n_features + np.arange(len(target))
-    products = raw[1:, 1:]
-    gram = (products[left, kept] - np.outer(mean[kept], mean[kept])) / unit[left] / unit[kept]
-    np.fill_diagonal(gram, 1.0)
-    cross = (products[left, right] - np.outer(mean[kept], mean[right])) / unit[left] / unit[right]
-    cross[:, target_spread == 0] = 0.0
-    center_of_y = _target_center(problem)
-    cancellation = float((square[kept] / unit[kept] ** 2).max(initial=1.0))
-    return _Centred(kept, gram, cross, spread[kept], target_spread, target, center, center_of_y, cancellation)
-
-
-def _target_center(problem: Problem) -> np.ndarray:
-    if not problem.fit_intercept:
-        return np.zeros(problem.blocks.n_targets)
-    raw = problem.moments.raw.cpu().numpy()
-    shift, scale = shift_and_scale(problem.moments.frame)
-    targets = slice(1 + problem.blocks.n_features, None)
-    return shift[targets] + raw[0, targets] / raw[0, 0] / scale[targets]
+def _centred(columns: Standardised) -> _Centred:
+    kept = columns.spread.nonzero()[0]
+    target = np.where(columns.target_spread > 0, columns.target_spread, 1.0)
+    return _Centred(
+        kept,
+        columns.gram[kept[:, None], kept],
+        columns.cross[kept] / target,
+        columns.spread[kept],
+        columns.target_spread,
+        target,
+        float(columns.cancellation[kept].max(initial=1.0)),
+    )
 
 
 def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    centred = _centred(problem)
+    columns = problem.standardised
+    centred = _centred(columns)
     penalty = problem.penalty
     inside = [_in_units(penalty.part(centred.kept), centred.spread, unit) for unit in centred.target]
     minima = [
@@ -180,7 +161,7 @@ def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Sol
     gaps = np.array([minimum.optimality for minimum in minima])
     optimality = _relative(gaps, values, centred.target_spread, centred.target)
     settled = all(minimum.converged for minimum in minima) or optimality <= tol
-    intercept = centred.target_center - centred.center @ coef
+    intercept = columns.target_center - columns.center @ coef
     return _solution(coef, intercept, optimality, Status.OPTIMAL if settled else Status.STUCK, n_passes)
 
 
