@@ -212,6 +212,14 @@ def test_agrees_with_quantile_regressor(quantile, alpha):
     np.testing.assert_allclose(found.intercept[0], expected.intercept_, rtol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_loss_may_be_negative(seed):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((13, 7))
+    assert_optimal(case := Case(X, X[:, 0] + 0.3 * rng.standard_normal(13), Staircase()), case.solve())
+    assert case.objective(case.solve()) < 0
+
+
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["normal", "heavy tails", "outlier"])
 def test_never_above_the_objective_of_statsmodels(quantile, kind):

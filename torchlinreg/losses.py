@@ -167,6 +167,15 @@ class PiecewiseLinear(NamedTuple):
     positions: tuple[float, ...]  # rising
     jumps: tuple[float, ...]  # of the slope; positive
 
+    @property
+    def least(self) -> float:
+        """Its minimum, which is at one of the positions; at most 0."""
+        return min(
+            self.slope * (at - self.positions[0])
+            + sum(jump * max(0.0, at - p) for p, jump in zip(self.positions, self.jumps, strict=True))
+            for at in self.positions
+        )
+
 
 @dataclass(frozen=True)
 class _Polyhedral(Loss):

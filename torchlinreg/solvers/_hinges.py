@@ -218,11 +218,16 @@ class Program:
         return missing
 
     def objective(self, theta: np.ndarray, values: torch.Tensor) -> float:
-        """What is minimised."""
+        """What is minimised, with the least loss taken from each row's, so that it is never below 0."""
         loss = self.pieces.slope * torch.dot(self.weight, values[: len(self.y)])
         loss += torch.dot(self.cost[: self.n_row_hinges], values[: self.n_row_hinges].clamp(min=0))
         penalty = float(self.l1 @ np.abs(theta)) + float(theta @ self.bent(theta)) / 2
-        return float(loss) + penalty
+        return float(loss) - self.least + penalty
+
+    @cached_property
+    def least(self) -> float:
+        """The sum of the losses of rows that are predicted best."""
+        return self.pieces.least * float(self.weight.sum())
 
     def gap(self, theta: np.ndarray, values: torch.Tensor, dual: torch.Tensor) -> float:
         """A bound on the objective above its optimum.

@@ -204,7 +204,7 @@ def _interior_point(program: Program, theta: np.ndarray, tol: float, max_iter: i
         slack = program.slack(state.theta, missing)
         if n_iter == 0 or total + slack <= near or n_iter == max_iter or waited:
             objective = program.objective(state.theta, state.s)
-        gap = min(total + slack, max(objective, 0.0))  # the loss is never below 0
+        gap = min(total + slack, max(objective, 0.0))  # the objective is never below 0
         small = min(objective, 1.0)
         rounding = ROUNDING * (1 + float(np.abs(state.theta).sum()))
         most = float(np.abs(missing).max())
@@ -363,10 +363,11 @@ def _best_constant(y: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinea
 
 
 def _mean_loss(residual: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinear) -> float:
+    """Above the least loss that there is."""
     loss = pieces.slope * (residual - pieces.positions[0])
     for position, jump in zip(pieces.positions, pieces.jumps, strict=True):
         loss += jump * (residual - position).clamp_(min=0)
-    return float(torch.dot(weight, loss))
+    return float(torch.dot(weight, loss - pieces.least))
 
 
 @dataclass(frozen=True)
