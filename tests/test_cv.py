@@ -29,7 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, _estimator_cv, _folds
+from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, _folds, _search
 from torchlinreg._blocks import as_row_blocks
 from torchlinreg._folds import fold_moments, leave_one_out, rows_of, splits_of
 from torchlinreg._moments import Moments, choose_frame
@@ -53,7 +53,7 @@ def no_fits(monkeypatch):
     def refuse(*_):
         raise AssertionError("a score took a fit")
 
-    monkeypatch.setattr(_estimator_cv, "_fit_and_score", refuse)
+    monkeypatch.setattr(_search, "_fit_and_score", refuse)
 
 
 def split_scores(results):
@@ -503,7 +503,7 @@ def test_many_folds_do_not_hold_all_moments(data, no_fits, monkeypatch):
     options = {"alphas": ALPHAS, "cv": LeaveOneOut(), "scoring": "neg_mean_squared_error"}
     expected = TorchLinearRegressorCV(**options).fit(X, y)
     monkeypatch.setattr(_folds, "MOMENTS_BYTES", 1)
-    monkeypatch.setattr(_estimator_cv, "MOMENTS_BYTES", 1)
+    monkeypatch.setattr(_search, "MOMENTS_BYTES", 1)
     reg = TorchLinearRegressorCV(**options).fit(X, y)
     np.testing.assert_allclose(
         reg.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"], rtol=1e-12

@@ -53,6 +53,8 @@ ORDER = [
     "torchlinreg.callbacks",
     "torchlinreg._callback_support",
     "torchlinreg._estimator",
+    "torchlinreg._scores",
+    "torchlinreg._search",
     "torchlinreg._estimator_cv",
     "torchlinreg",
     "torchlinreg.datasets._loaders",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from inspect import signature
-from itertools import groupby
 from numbers import Integral, Real
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,50 +15,21 @@ from sklearn import get_config
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
-from sklearn.utils import Tags, _safe_indexing, indexable
+from sklearn.utils import Tags, indexable
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
-from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from torchlinreg._blocks import Block, RowBlocks, as_row_blocks
+from torchlinreg._blocks import as_row_blocks
 from torchlinreg._checks import as_numbers, check_number
-from torchlinreg._estimator import TorchLinearRegressor, _on_cpu
-from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Rows, Split, fold_moments, rows_of, splits_of
+from torchlinreg._estimator import TorchLinearRegressor
+from torchlinreg._folds import splits_of
 from torchlinreg._loss_parameters import LossParametersMixin
-from torchlinreg._moments import Moments, choose_frame, symmetric
 from torchlinreg._path import (
-    PREDICTION_ERROR,
-    Minima,
-    alpha_grid,
     check_grid,
-    largest_alpha,
-    minima_of,
-    quadratic_of,
-    sharing_moments,
 )
-from torchlinreg._penalty import Penalty, penalty_of
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
-from torchlinreg._standardised import Standardised
-from torchlinreg._threads import torch_first
-from torchlinreg.losses import Loss, as_loss
-from torchlinreg.solvers import choose_solver, is_training, solve
-from torchlinreg.solvers._exact import GRAM_ROUNDOFF
-
-# What moments can score; everything else takes predictions.
-MOMENT_SCORES = (None, "r2", "neg_mean_squared_error", "neg_root_mean_squared_error")
-MOMENT_SOLVERS = ("auto", "cholesky", "active_set")
-# A score from moments may be off by this: relatively for squared errors, absolutely for R2.
-SCORE_ERROR = 1e-10
-# Gram matrices of more columns than this many times the rows cost more than fits by the rows.
-MOST_COLUMNS_PER_ROW = 2
-
-
-class Candidate(NamedTuple):
-    """A strength and kind of the penalty."""
-
-    alpha: float
-    l1_ratio: float
+from torchlinreg._search import Candidate, Search, SearchParameters
+from torchlinreg.losses import Loss
+from torchlinreg.solvers import is_training
 
 
 class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -254,7 +224,21 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
         split_params, score_params = self._routed(sample_weight, params)
         cv = check_cv(self.cv, y)
         splits = splits_of(cv.split(X, y, **split_params), given.n_samples)
-        search = _Search(self, X, y, sample_weight, given, splits, score_params)
+        template = self._model(Candidate(0.0, 0.0))
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self, name):
+                setattr(template, name, getattr(self, name))
+        ratios = [float(value) for value in self._l1_ratios()]
+        search = Search(
+            template,
+            SearchParameters(type(self).__name__, ratios, self.scoring, self.n_jobs),
+            X,
+            y,
+            sample_weight,
+            given,
+            splits,
+            score_params,
+        )
         candidates, self.alphas_ = self._candidates(search)
         scores = search.scores(candidates)
         self._keep_scores(candidates, scores)
@@ -401,7 +385,7 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
             weights = {}
         return {"groups": params.get("groups")}, weights
 
-    def _candidates(self, search: _Search) -> tuple[list[Candidate], np.ndarray]:
+    def _candidates(self, search: Search) -> tuple[list[Candidate], np.ndarray]:
         """All candidates in the order of their scores, and `alphas_`."""
         ratios = [float(value) for value in self._l1_ratios()]
         if not isinstance(self.alphas, Integral):
@@ -441,359 +425,8 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
         self.best_score_ = float(mean[self.best_index_])
 
 
-class _Search:
-    """Scores of candidates: from moments of the folds where they suffice, else from fits."""
-
-    def __init__(
-        self,
-        estimator: TorchLinearRegressorCV,
-        X: Any,
-        y: Any,
-        sample_weight: Any,
-        given: RowBlocks,
-        splits: list[Split],
-        score_params: dict[str, Any],
-    ) -> None:
-        self._estimator = estimator
-        blocks = given.with_ordinary_weights()
-        self._is_given = blocks.weight is given.weight
-        self._X = X
-        self._y = y
-        self._sample_weight = sample_weight
-        self._splits = splits
-        self._score_params = score_params
-        self._penalty = penalty_of(
-            blocks.n_features, 1.0, 0.5, estimator.penalty_factor, bool(estimator.positive), estimator.bounds
-        )
-        self._problem = Problem(
-            blocks,
-            self._penalty,
-            bool(estimator.fit_intercept),
-            type(estimator).__name__,
-            as_loss(estimator.loss),
-        )
-        self._check_weights()
-        self.n_fits = 0
-        self._folds = self._open_folds()
-        if self._folds is None:
-            blocks.raise_if_not_finite(self._problem.name)
-
-    def _check_weights(self) -> None:
-        """Raise a ValueError where a split has no weight to train on, or to score with."""
-        if self._problem.blocks.weight is None:
-            return
-        counts = (self._problem.blocks.weight > 0).cpu().numpy()
-        for number, split in enumerate(self._splits):
-            parts = {"trains on": split.train_index(len(counts))}
-            if "sample_weight" in self._score_params:
-                parts["tests"] = split.test
-            for what, index in parts.items():
-                if not counts[index].any():
-                    raise ValueError(
-                        f"All rows that split {number} {what} have a sample_weight of zero. Use another cv."
-                    )
-
-    def grid(self, l1_ratio: float, eps: float, n_alphas: int) -> np.ndarray:
-        """Falling strengths for an l1 ratio, from all rows."""
-        problem = self._problem
-        single = Problem(
-            problem.blocks,
-            self._at(Candidate(1.0, l1_ratio)),
-            problem.fit_intercept,
-            problem.name,
-            problem.loss,
-        )
-        quadratic = None
-        if self._folds is not None:
-            quadratic = quadratic_of(problem.moments, problem.blocks.n_features, problem.fit_intercept)
-        return alpha_grid(largest_alpha(single, quadratic, l1_ratio), l1_ratio, eps, n_alphas)
-
-    def scores(self, candidates: list[Candidate]) -> np.ndarray:
-        """Test scores, shape (n_candidates, n_splits)."""
-        scores = np.empty((len(candidates), len(self._splits)))
-        missing = np.ones(scores.shape, dtype=bool)
-        # Neighbours in this order are alike, so that one is a good start for the next.
-        order = sorted(range(len(candidates)), key=lambda i: (candidates[i].l1_ratio, -candidates[i].alpha))
-        ordered = [candidates[index] for index in order]
-        penalties = [self._at(candidate) for candidate in ordered]
-        for penalty in (penalties[0], penalties[-1]):  # of the extreme l1 ratios: the solver must serve them
-            choose_solver(self._estimator.solver, sharing_moments(self._problem, penalty))
-        for fold in self._folds or ():
-            found, column = self._scores_of(fold, ordered, penalties)
-            scores[order, fold.number] = column
-            missing[order, fold.number] = ~found
-        jobs = np.argwhere(missing.T)  # by split, then by candidate
-        self.n_fits = len(jobs)
-        if self.n_fits:
-            fits = self._fits(candidates, jobs)
-            scores[jobs[:, 1], jobs[:, 0]] = Parallel(n_jobs=self._estimator.n_jobs, prefer="threads")(fits)
-        return scores
-
-    def _fits(self, candidates: list[Candidate], jobs: np.ndarray) -> Iterator[Any]:
-        """Calls that fit and score, of candidates on splits; the rows of a split are copied once."""
-        for number, of_split in groupby(jobs, key=lambda job: int(job[0])):
-            data = self._data_of(number)
-            for _, index in of_split:
-                yield delayed(_fit_and_score)(
-                    self._estimator._model(candidates[index]), data, self._estimator.scoring
-                )
-
-    def fitted(self, candidate: Candidate) -> TorchLinearRegressor:
-        """A candidate fitted to all rows, from the moments if there are any."""
-        model = self._estimator._model(candidate)
-        if self._folds is None:
-            return model.fit(self._X, self._y, self._sample_weight)
-        problem = sharing_moments(self._problem, self._at(candidate))
-        solution = solve(model.solver, problem, float(model.tol), model.max_iter)
-        self._name_features(model)
-        model._optimizer_state = None
-        model._moments = _on_cpu(problem.best_moments) if self._is_given else None
-        model._keep(solution, problem.blocks, extra_frames=1)
-        return model
-
-    def _name_features(self, model: TorchLinearRegressor) -> None:
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self._estimator, name):
-                setattr(model, name, getattr(self._estimator, name))
-
-    def _at(self, candidate: Candidate) -> Penalty:
-        """The penalty of a candidate."""
-        strength = self._penalty.times(2 * candidate.alpha)
-        return Penalty(
-            strength.l1 * candidate.l1_ratio,
-            strength.l2 * (1 - candidate.l1_ratio),
-            strength.lower,
-            strength.upper,
-        )
-
-    def _open_folds(self) -> Iterable[FoldMoments] | None:
-        """Moments of the folds, or None where they would not serve; sets those of all rows."""
-        estimator, problem = self._estimator, self._problem
-        blocks = problem.blocks
-        n_train = min(
-            blocks.n_samples - len(split.test) if split.train is None else len(split.train)
-            for split in self._splits
-        )
-        if problem.loss.kind != "quadratic" or estimator.solver not in MOMENT_SOLVERS:
-            return None
-        n_bytes = 16 * len(self._splits) * (1 + blocks.n_features + blocks.n_targets) ** 2
-        sparse_and_small = n_bytes <= MOMENTS_BYTES and all(ratio > 0 for ratio in estimator._l1_ratios())
-        if blocks.n_features > MOST_COLUMNS_PER_ROW * n_train and not sparse_and_small:
-            return None
-        frame = choose_frame(blocks, fit_intercept=problem.fit_intercept)
-        if frame.scale is not None:
-            return None
-        folds: Iterable[FoldMoments] = fold_moments(blocks, frame, self._splits)
-        if n_bytes <= MOMENTS_BYTES:
-            folds = list(folds)
-            if self._splits[0].train is None:
-                total = Moments.merge(folds[0].train, folds[0].test)
-                if total.is_sound:
-                    problem.__dict__["moments"] = total
-        return folds if problem.moments.frame.scale is None else None
-
-    def _scores_of(
-        self, fold: FoldMoments, candidates: list[Candidate], penalties: list[Penalty]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Which candidates were scored from the moments, and their scores on one split."""
-        blocks = self._problem.blocks
-        none = np.zeros(len(candidates), dtype=bool), np.full(len(candidates), np.nan)
-        quadratic = quadratic_of(fold.train, blocks.n_features, self._problem.fit_intercept)
-        if quadratic is None:
-            return none
-        minima = minima_of(quadratic, penalties)
-        scoring = self._estimator.scoring
-        if not (scoring is None or isinstance(scoring, str)) or scoring not in MOMENT_SCORES:
-            return self._scores_of_models(fold, quadratic, minima, candidates)
-        if scoring in (None, "r2") and fold.test.n_samples < 2:
-            return ~none[0], none[1]  # not defined
-        sums = self._sums(fold, quadratic, minima)
-        error = sums.rounding + sums.weight_sum * minima.error * (2 * sums.root_mean_square + minima.error)
-        size = np.broadcast_to(sums.total, sums.residual.shape) if scoring in (None, "r2") else sums.residual
-        # Also false for NaN.
-        found = np.all(error <= SCORE_ERROR * size, axis=1)
-        return found, sums.score(scoring)
-
-    def _sums(self, fold: FoldMoments, quadratic: Standardised, minima: Minima) -> _Sums:
-        """Squared residuals and deviations of the test rows, from moments where they leave enough digits."""
-        blocks = self._problem.blocks
-        weight = blocks.weight
-        scored_weight = weight if "sample_weight" in self._score_params else None
-        n_models = minima.coef.shape[0] * minima.coef.shape[2]
-        n_test = fold.test.n_samples
-        if scored_weight is weight and n_test > min(n_models, blocks.n_features):
-            with torch_first():
-                sums = _sums_of_moments(fold.test, quadratic, minima)
-            size = sums.total if self._estimator.scoring in (None, "r2") else sums.residual
-            if (sums.rounding <= SCORE_ERROR * size).all():
-                return sums
-        rows = rows_of(self._splits[fold.number].test)
-        return _sums_of_rows(blocks, rows, quadratic, minima, weighted=scored_weight is not None)
-
-    def _scores_of_models(
-        self, fold: FoldMoments, quadratic: Standardised, minima: Minima, candidates: list[Candidate]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that take predictions, of models made from the coefficients."""
-        found = np.all(minima.error <= PREDICTION_ERROR * quadratic.target_spread, axis=1)
-        scores = np.full(len(candidates), np.nan)
-        coef, intercept = quadratic.in_users_units(minima.coef)
-        test = self._part(self._splits[fold.number].test)
-        scorer = self._estimator._scorer()
-        for index in found.nonzero()[0]:
-            model = self._estimator._model(candidates[index])
-            self._name_features(model)
-            solution = Solution(
-                coef=coef[index],
-                intercept=intercept[index],
-                rank=None,
-                condition_number=None,
-                solver="moments",
-                status=Status.OPTIMAL,
-                n_iter=1,
-                error=0.0,
-            )
-            model._keep(solution, self._problem.blocks)
-            scores[index] = scorer(model, test.X, test.y, **test.score_params)
-        return found, scores
-
-    def _data_of(self, number: int) -> _SplitData:
-        split = self._splits[number]
-        train = self._part(split.train_index(self._problem.blocks.n_samples))
-        return _SplitData(train, self._part(split.test))
-
-    def _part(self, index: np.ndarray) -> _Part:
-        """Some rows of the user's data."""
-        n_samples = self._problem.blocks.n_samples
-        score_params = {
-            name: _taken(value, index) if _n_rows(value) == n_samples else value
-            for name, value in self._score_params.items()
-        }
-        weight = None if self._sample_weight is None else _taken(self._sample_weight, index)
-        return _Part(_taken(self._X, index), _taken(self._y, index), weight, score_params)
-
-
-class _Part(NamedTuple):
-    """Rows in the user's own kind, and what their scorer is given."""
-
-    X: Any
-    y: Any
-    sample_weight: Any
-    score_params: dict[str, Any]
-
-
-class _SplitData(NamedTuple):
-    train: _Part
-    test: _Part
-
-
-def _fit_and_score(model: TorchLinearRegressor, data: _SplitData, scoring: Any) -> float:
-    """Fit on the train rows and score on the test rows."""
-    train, test = data
-    model.fit(train.X, train.y, train.sample_weight)
-    return float(check_scoring(model, scoring=scoring)(model, test.X, test.y, **test.score_params))
-
-
 def _takes_weights(scorer: Any) -> bool:
     """Whether a scorer, or a function in its place, has a use for weights."""
     if hasattr(scorer, "_accept_sample_weight"):  # since scikit-learn 1.8
         return bool(scorer._accept_sample_weight())
     return "sample_weight" in signature(getattr(scorer, "_score_func", scorer)).parameters
-
-
-def _taken(values: Any, index: np.ndarray) -> Any:
-    """Rows of any data kind."""
-    if isinstance(values, torch.Tensor):
-        return values[torch.from_numpy(index).to(values.device)]
-    return _safe_indexing(values, index)
-
-
-def _n_rows(values: Any) -> int | None:
-    if hasattr(values, "shape") and values.shape:
-        return int(values.shape[0])
-    return len(values) if isinstance(values, (list, tuple)) else None
-
-
-class _Sums(NamedTuple):
-    """Weighted sums over test rows, for each candidate and target."""
-
-    residual: np.ndarray  # squared residuals; shape: (n_candidates, n_targets)
-    total: np.ndarray  # squared deviations from the mean; shape: (n_targets,)
-    weight_sum: float
-    rounding: np.ndarray | float  # of `residual`
-
-    @property
-    def root_mean_square(self) -> np.ndarray:
-        """Of the residuals."""
-        return np.sqrt(np.maximum(self.residual, 0.0) / self.weight_sum)
-
-    def score(self, scoring: str | None) -> np.ndarray:
-        """The scores of scikit-learn's metrics, shape (n_candidates,)."""
-        if scoring == "neg_mean_squared_error":
-            return -(self.residual / self.weight_sum).mean(1)
-        if scoring == "neg_root_mean_squared_error":
-            return -self.root_mean_square.mean(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = self.residual / self.total
-        # Of a constant target, R2 is 1 for a perfect prediction and 0 for any other.
-        return 1 - np.where(self.total > 0, share, np.where(self.residual > 0, 1.0, 0.0)).mean(1)
-
-
-def _sums_of_moments(test: Moments, quadratic: Standardised, minima: Minima) -> _Sums:
-    raw = symmetric(test.raw).cpu().numpy()
-    weight_sum = float(raw[0, 0])
-    n_features = len(quadratic.unit)
-    mean = raw[0, 1:] / weight_sum
-    scatter = raw[1:, 1:] - weight_sum * np.outer(mean, mean)
-    inside, targets = slice(0, n_features), slice(n_features, None)
-    unit = quadratic.unit[:, None]
-    coef = minima.coef / unit
-    apart = mean - quadratic.mean
-    mean_residual = apart[targets] - np.einsum("j,ajk->ak", apart[inside], coef)
-    cross = np.einsum("jk,ajk->ak", scatter[inside, targets], coef)
-    flat = coef.transpose(0, 2, 1).reshape(-1, n_features)
-    explained = ((flat @ scatter[inside, inside]) * flat).sum(1).reshape(cross.shape)
-    total = scatter.diagonal()[targets]
-    residual = total - 2 * cross + explained + weight_sum * mean_residual**2
-    root = np.sqrt(raw.diagonal()[1:])
-    size = root[targets] + np.einsum("j,ajk->ak", root[inside], np.abs(coef))
-    return _Sums(residual, total, weight_sum, GRAM_ROUNDOFF * size**2)
-
-
-def _sums_of_rows(
-    blocks: RowBlocks, rows: Rows, quadratic: Standardised, minima: Minima, *, weighted: bool
-) -> _Sums:
-    """The same from residuals of the rows."""
-    n_features = len(quadratic.unit)
-    flat, _ = quadratic.in_users_units(minima.coef)
-    flat = flat.transpose(1, 0, 2).reshape(n_features, -1)
-    shape = minima.coef.shape[::2]
-    coef = torch.from_numpy(np.ascontiguousarray(flat)).to(blocks.device)
-    center = torch.from_numpy(quadratic.shift + quadratic.mean).to(blocks.device)
-    parts = []
-    for block in rows.blocks_of(blocks, blocks.rows_per_block):
-        parts.append(_residuals(block, coef, center, shape[0]))
-    residual = torch.cat([part[0] for part in parts])
-    y = torch.cat([part[1] for part in parts])
-    weight = torch.ones_like(y[:, 0])
-    if weighted and parts[0][2] is not None:
-        weight = torch.cat([part[2] for part in parts if part[2] is not None])
-    weight_sum = float(weight.sum())
-    deviation = y - (weight @ y) / weight_sum
-    return _Sums(
-        (weight @ residual.square_()).cpu().numpy().reshape(shape),
-        (weight @ deviation.square()).cpu().numpy(),
-        weight_sum,
-        0.0,
-    )
-
-
-def _residuals(
-    block: Block, coef: torch.Tensor, center: torch.Tensor, n_candidates: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Residuals of all candidates and targets, y, and the weights."""
-    n_features = len(coef)
-    X = torch.from_numpy(block.csr.toarray()) if block.csr is not None else block.X
-    assert X is not None
-    prediction = (X.to(torch.float64) - center[:n_features]) @ coef
-    y = block.y - center[n_features:]
-    return y.repeat(1, n_candidates) - prediction, y, block.weight
