@@ -28,7 +28,6 @@ from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._loss_parameters import LossParametersMixin
 from torchlinreg._moments import (
     LARGEST_MOMENT,
-    SYMMETRIC_PRODUCT_COLUMNS,
     Frame,
     Moments,
     choose_frame,
@@ -935,9 +934,9 @@ def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) 
                 part[...] = block.csr @ coef
             elif block.X.numpy().dtype != coef.dtype:
                 part[...] = block.X.numpy() @ coef
-            elif blocks.n_features < SYMMETRIC_PRODUCT_COLUMNS and coef.dtype == np.float64:
+            elif coef.dtype == np.float64:
                 torch.mm(block.X, torch.from_numpy(coef), out=torch.from_numpy(part))
-            else:  # by the library that makes moments so wide; in float32 torch might take bfloat16 for it
+            else:  # in float32 torch might take bfloat16 for it
                 np.matmul(block.X.numpy(), coef, out=part)
         part += intercept
         start += len(part)

@@ -10,26 +10,26 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import blas
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks
 
 HEAD_ROWS = 256
-SMALL_ROWS = 1024
+SMALL_ROWS = 2048
 # Squares of numbers within these bounds neither overflow nor underflow, even summed over 1e12 rows.
 SAFE_RANGE = (1e-140, 1e140)
 # Splitting a float64 for an error-free product multiplies it by 2**27.
 LARGEST_MOMENT = 1e280
 SMALLEST_SQUARES = 1e-250
 # On a CPU, products of BATCHES stacks of rows run one per core without splitting a product among threads, and
-# panels of columns leave out most of the lower triangle. Measured on two cores against one symmetric product:
-# 1e6 x 12: 5 against 12 ms; 2e5 x 102: 50 against 72 ms; from 400 columns on the symmetric product wins. It
-# is SciPy's, whose LAPACK factorises the result: with NumPy's, whose idle threads keep a core busy for a
-# while, product and factorisation of 20,000 x 1000 take 360 ms instead of 240.
+# panels of columns leave out most of the lower triangle. On two cores, against a symmetric product of
+# OpenBLAS: 1e6 x 12: 5 against 12 ms; 2e5 x 102: 28 against 50 ms. Wide columns need no stacks: 20,000 x 1000
+# takes 143 against 158 ms. All of it is torch's, since its threads and those of NumPy's and SciPy's libraries
+# hinder each other where they take turns.
 BATCHES = 8
-NARROW, NARROW_PANEL, PANEL = 64, 16, 48
-SYMMETRIC_PRODUCT_COLUMNS = 400
+NARROW, NARROW_PANEL, PANEL, WIDE_PANEL = 64, 16, 48, 128
+# Rows from this width on are read where they are.
+WIDE = 400
 
 
 class Frame(NamedTuple):
@@ -89,7 +89,7 @@ def _round_mean(columns: np.ndarray) -> np.ndarray:
 
 def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:
     """Whether wide rows may stay where they are: offsets of eight standard deviations cost two digits."""
-    if columns.shape[1] < SYMMETRIC_PRODUCT_COLUMNS:
+    if columns.shape[1] < WIDE:
         return False
     return bool((np.abs(shift) <= 8 * columns.std(0)).all())
 
@@ -113,7 +113,7 @@ def reads_in_place(frame: Frame, blocks: RowBlocks) -> bool:
     A copy of narrow rows costs less than the border's separate products; one of 1000 columns took 80 ms of
     350 ms at 20,000 rows.
     """
-    if not blocks.in_place or blocks.n_features < SYMMETRIC_PRODUCT_COLUMNS or blocks.device.type != "cpu":
+    if not blocks.in_place or blocks.n_features < WIDE or blocks.device.type != "cpu":
         return False
     if blocks.weight is not None or blocks.dtype is not torch.float64 or frame.scale is not None:
         return False
@@ -132,8 +132,8 @@ class BorderedRows(NamedTuple):
         order = torch.tensor([0, *range(1 + n_features, n_features + self.border.shape[1])])
         features = slice(1, 1 + n_features)
         gram = torch.empty((n_features + self.border.shape[1],) * 2, dtype=torch.float64)
-        gram[features, features] = upper_gram(self.X)
-        cross = wide_product(self.X.mT, self.border).mT
+        upper_gram(self.X, out=gram[features, features])
+        cross = self.border.mT @ self.X
         gram[order, features] = cross
         gram[features, order] = cross.T
         gram[order[:, None], order] = self.border.T @ self.border
@@ -258,52 +258,26 @@ class MomentsOf:
         return torch.from_numpy(raw)
 
 
-def upper_gram(rows: torch.Tensor) -> torch.Tensor:
+def upper_gram(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """``rows.T @ rows``, of which the upper triangle counts."""
-    if rows.is_cuda or rows.shape[1] < SYMMETRIC_PRODUCT_COLUMNS:
-        return torch_gram(rows)
-    return _symmetric_product(rows.numpy())
-
-
-def torch_gram(rows: torch.Tensor) -> torch.Tensor:
-    """The same without the threads of NumPy and SciPy."""
     n_rows, n_columns = rows.shape
-    if rows.is_cuda or n_columns >= SYMMETRIC_PRODUCT_COLUMNS:
-        return rows.T @ rows
-    if n_rows < SMALL_ROWS:
-        array = rows.numpy()
-        with np.errstate(invalid="ignore", over="ignore"):
-            return torch.from_numpy(array.T @ array)
+    if rows.is_cuda or n_rows < SMALL_ROWS:
+        return torch.mm(rows.T, rows, out=out)
+    gram = torch.empty((n_columns, n_columns), dtype=rows.dtype) if out is None else out
+    if n_columns >= WIDE:
+        for start in range(0, n_columns, WIDE_PANEL):
+            panel = slice(start, start + WIDE_PANEL)
+            torch.mm(rows[:, panel].T, rows[:, start:], out=gram[panel, start:])
+        return gram
     length = n_rows // BATCHES
     batches = rows[: length * BATCHES].view(BATCHES, length, n_columns)
     rest = rows[length * BATCHES :]
-    gram = rest.T @ rest
-    panel = NARROW_PANEL if n_columns <= NARROW else PANEL
-    for start in range(0, n_columns, panel):
-        stop = start + panel
+    torch.mm(rest.T, rest, out=gram)
+    width = NARROW_PANEL if n_columns <= NARROW else PANEL
+    for start in range(0, n_columns, width):
+        stop = start + width
         gram[start:stop, start:] += torch.bmm(batches[:, :, start:stop].mT, batches[:, :, start:]).sum(0)
     return gram
-
-
-def _symmetric_product(rows: np.ndarray) -> torch.Tensor:
-    """``rows.T @ rows``, of which the upper triangle counts; BLAS reads it as a lower one by columns."""
-    if rows.flags.f_contiguous:
-        lower = blas.dsyrk(1.0, rows, trans=1, lower=1)
-    else:
-        lower = blas.dsyrk(1.0, rows.T, trans=0, lower=1)
-    return torch.from_numpy(lower.T)
-
-
-def wide_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left @ right`` on a CPU, where a dimension of `left` is wide, by the library of its Gram matrix."""
-    # BLAS reads without a copy what is in sequence by columns, or so when transposed.
-    array, columns = left.numpy(), right.numpy()
-    by_rows = not array.flags.f_contiguous
-    array = array.T if by_rows else array
-    if columns.shape[1] > 3:  # else single columns are faster: 20,000 x 1000 times 2 takes 9 against 16 ms
-        return torch.from_numpy(blas.dgemm(1.0, array, columns, trans_a=by_rows))
-    product = [blas.dgemv(1.0, array, column, trans=by_rows) for column in columns.T]
-    return torch.from_numpy(np.stack(product, axis=1))
 
 
 def symmetric(upper: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import is_wide, solve
 from torchlinreg.solvers._exact import GRAM_ROUNDOFF
-from torchlinreg.solvers._normal import TORCH_SIZES, cholesky, solve_upper
+from torchlinreg.solvers._normal import TORCH_SIZE, cholesky, solve_upper
 from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 
 # Coefficients from moments that may move the predictions by more than this share of y are solved for anew,
@@ -345,7 +345,7 @@ def _ridge_gradient(quadratic: Standardised, l2: np.ndarray, coef: np.ndarray) -
 
 def _eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, rising, and eigenvectors, by the library that has just made the moments."""
-    if len(matrix) in TORCH_SIZES:
+    if len(matrix) >= TORCH_SIZE:
         values, vectors = torch.linalg.eigh(torch.from_numpy(matrix))
         return values.numpy(), vectors.numpy()
     values, vectors = np.linalg.eigh(matrix)

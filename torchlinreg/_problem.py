@@ -19,7 +19,7 @@ import torch
 from torchlinreg._blocks import WIDE_BLOCK_ROWS, RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import (
-    SYMMETRIC_PRODUCT_COLUMNS,
+    WIDE,
     Frame,
     Moments,
     MomentsOf,
@@ -120,7 +120,7 @@ class Problem:
     ) -> np.ndarray:
         """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
         of = GradientOf(frame, design, responses, coef)
-        wide = self.blocks.n_features >= SYMMETRIC_PRODUCT_COLUMNS
+        wide = self.blocks.n_features >= WIDE
         rows_in_place = (GRAM_BLOCK_BYTES if wide else GRADIENT_BLOCK_BYTES) // (8 * self.blocks.n_features)
         return of.finish(self.blocks.map_reduce(of, torch.add, dense=True, rows_in_place=rows_in_place))
 

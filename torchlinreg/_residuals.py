@@ -15,7 +15,7 @@ import torch
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block
 from torchlinreg._exact_moments import ExactRows, exact_product, exact_rows
-from torchlinreg._moments import SYMMETRIC_PRODUCT_COLUMNS, Frame, wide_product
+from torchlinreg._moments import Frame
 
 
 class Depth(NamedTuple):
@@ -93,11 +93,11 @@ class GradientOf:
         assert block.X is not None
         X = block.X.to(torch.float64)
         n_features = X.shape[1]
-        residual = product(X, self._contrast[1 : 1 + n_features])
+        residual = X @ self._contrast[1 : 1 + n_features]
         residual += torch.addmm(self._constant, block.y, self._contrast[1 + n_features :])
         if block.weight is not None:
             residual *= block.weight[:, None]
-        return torch.cat([residual.sum(0, keepdim=True), product(X.mT, residual)])
+        return torch.cat([residual.sum(0, keepdim=True), X.mT @ residual])
 
     def finish(self, sums: torch.Tensor) -> np.ndarray:
         """The gradient with respect to the design's coefficients in the frame."""
@@ -105,13 +105,6 @@ class GradientOf:
         sums[1:] -= self._shift[features, None] * sums[:1]
         sums *= self._scale[: len(sums), None]
         return sums[self._design].cpu().numpy()
-
-
-def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """``left @ right`` for few columns on the right, by the library that forms Gram matrices so wide."""
-    if left.is_cuda or max(left.stride()) < SYMMETRIC_PRODUCT_COLUMNS:
-        return left @ right
-    return wide_product(left, right)
 
 
 class ExactGradientOf:

@@ -45,10 +45,13 @@ __all__ = [
 ]
 
 
+Solve = Callable[[Problem, float, int | None], Solution]
+
+
 class Solver(NamedTuple):
     """A row of the table: what it runs, which losses and penalties it serves, and what it is good for."""
 
-    solve: Callable[[Problem, float, int | None], Solution]
+    solve: Solve
     losses: tuple[str, ...]  # kinds of `Loss`
     penalties: str  # the last one it serves of PENALTIES, of which each contains those before
     good_for: str
@@ -90,6 +93,11 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
         There is no solver of that name, or it does not serve the loss or the penalty.
     """
     run = choose_solver(name, problem)
+    with torch_first():
+        return _solve(run, problem, tol, max_iter)
+
+
+def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> Solution:
     if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
         return run(problem, tol, max_iter)
     _refuse_extreme_units(problem)
@@ -97,8 +105,7 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
     def again(other: Problem) -> Solution:
         return run(other, min(tol, LEAST_TOL), max_iter)
 
-    with torch_first():
-        return with_least_norm(problem, run(problem, tol, max_iter), again)
+    return with_least_norm(problem, run(problem, tol, max_iter), again)
 
 
 def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
@@ -126,7 +133,7 @@ def _refuse_extreme_units(problem: Problem) -> None:
         )
 
 
-def choose_solver(name: object, problem: Problem) -> Callable[[Problem, float, int | None], Solution]:
+def choose_solver(name: object, problem: Problem) -> Solve:
     """The function that solves this problem.
 
     Raises

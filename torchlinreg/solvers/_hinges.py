@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from torchlinreg._blocks import RowBlocks
-from torchlinreg._moments import torch_gram
+from torchlinreg._moments import upper_gram
 from torchlinreg.losses import PiecewiseLinear
 
 
@@ -54,7 +54,7 @@ class Rows:
         for part, X in self._parts():
             if len(self._buffer) < len(X):
                 self._buffer = torch.empty_like(X)
-            gram = torch_gram(torch.mul(X, root[part], out=self._buffer[: len(X)]))
+            gram = upper_gram(torch.mul(X, root[part], out=self._buffer[: len(X)]))
             total = gram if total is None else total.add_(gram)
         assert total is not None
         return total.cpu().numpy()

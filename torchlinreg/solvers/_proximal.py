@@ -14,10 +14,10 @@ import torch
 from scipy.linalg import blas
 
 from torchlinreg._blocks import RowBlocks, tensor_blocks
-from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, shift_and_scale, wide_product
+from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import GRAM_BLOCK_BYTES, Problem
-from torchlinreg._residuals import DEPTHS, product
+from torchlinreg._residuals import DEPTHS
 from torchlinreg._solution import Solution, Status
 from torchlinreg._standardised import CONSTANT, Standardised
 from torchlinreg.solvers._exact import GRAM_ROUNDOFF
@@ -270,7 +270,7 @@ class _Columns:
                 continue
             assert block.X is not None
             X = block.X.to(torch.float64)
-            total += product((X if shift is None else X - shift).mT, part)
+            total += (X if shift is None else X - shift).mT @ part
         return total.cpu().numpy() * self.scale[:, None]
 
     def gather(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -421,7 +421,7 @@ def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """By the library of the passes: what wakes the threads of another waits for theirs to end."""
     if left.size == 0:
         return left @ right
-    return wide_product(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+    return (torch.from_numpy(left) @ torch.from_numpy(right)).numpy()
 
 
 def _minimise_over(
