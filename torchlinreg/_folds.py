@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import WIDE_BLOCK_ROWS, Block, RowBlocks
+from torchlinreg._blocks import Block, RowBlocks
 from torchlinreg._moments import Frame, Moments, MomentsOf, reads_in_place
-from torchlinreg._problem import GRAM_BLOCK_BYTES, NARROW_BLOCKS_AT_ONCE
+from torchlinreg._problem import rows_at_once
 
 # Rows of up to so many runs are read as slices; a gather of 1e5 x 50 rows costs as much as their moments.
 MOST_RUNS = 32
@@ -152,11 +152,7 @@ def _partitions(splits: list[Split], n_samples: int) -> Iterator[tuple[int, int]
 def _moments_of_rows(blocks: RowBlocks, frame: Frame) -> Callable[[Rows], Moments]:
     in_place = reads_in_place(frame, blocks)
     of = MomentsOf(frame, in_place)
-    n_at_once = blocks.rows_per_block
-    if in_place:
-        n_at_once = max(1, GRAM_BLOCK_BYTES // (8 * blocks.n_features))
-    elif blocks.in_place and blocks.dtype is torch.float64 and n_at_once > WIDE_BLOCK_ROWS:
-        n_at_once *= NARROW_BLOCKS_AT_ONCE
+    n_at_once = rows_at_once(blocks, in_place) if blocks.in_place else blocks.rows_per_block
 
     def moments_of_rows(rows: Rows) -> Moments:
         parts = rows.blocks_of(blocks, n_at_once)

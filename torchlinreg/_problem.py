@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from torchlinreg._blocks import WIDE_BLOCK_ROWS, RowBlocks
+from torchlinreg._blocks import RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import (
     WIDE,
@@ -37,8 +37,8 @@ from torchlinreg.losses import Loss, SquaredError
 GRADIENT_BLOCK_BYTES = 2 * 2**20
 GRAM_BLOCK_BYTES = 256 * 2**20
 # Moments of narrow rows are quicker in larger blocks than exact slices, whose blocks are small for the cache:
-# 1e6 x 30 in 50 ms, against 70.
-NARROW_BLOCKS_AT_ONCE = 4
+# 1e6 x 30 in 50 ms, against 70; 1e5 x 300 in 100, against 125.
+BLOCKS_AT_ONCE = 4
 
 
 SQUARED_ERROR = SquaredError()
@@ -92,17 +92,11 @@ class Problem:
     def _moments_in(self, frame: Frame) -> Moments:
         blocks = self.blocks
         in_place = reads_in_place(frame, blocks)
-        if in_place:
-            rows_in_place = GRAM_BLOCK_BYTES // (8 * blocks.n_features)
-        else:
-            # float32 rows are converted, which would be a second large block.
-            narrow = blocks.rows_per_block > WIDE_BLOCK_ROWS and blocks.dtype is torch.float64
-            rows_in_place = blocks.rows_per_block * (NARROW_BLOCKS_AT_ONCE if narrow else 1)
         return blocks.map_reduce(
             MomentsOf(frame, in_place),
             Moments.merge,
             dense=not blocks.is_sparse,
-            rows_in_place=rows_in_place,
+            rows_in_place=rows_at_once(blocks, in_place),
         )
 
     @cached_property
@@ -135,3 +129,12 @@ class Problem:
         """The same for a double-double model, as a double-double; one pass."""
         of = ExactGradientOf(frame, design, responses, coef, depth)
         return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()
+
+
+def rows_at_once(blocks: RowBlocks, in_place: bool) -> int:
+    """How many rows of those that need no copy moments take at once; see `reads_in_place`."""
+    if in_place:
+        return max(1, GRAM_BLOCK_BYTES // (8 * blocks.n_features))
+    # float32 rows are converted, which would be a second large block.
+    large = blocks.dtype is torch.float64 and blocks.n_features < WIDE
+    return blocks.rows_per_block * (BLOCKS_AT_ONCE if large else 1)
