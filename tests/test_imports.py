@@ -52,6 +52,7 @@ ORDER = [
     "torchlinreg._folds",
     "torchlinreg.callbacks",
     "torchlinreg._callback_support",
+    "torchlinreg._training_plan",
     "torchlinreg._estimator",
     "torchlinreg._scores",
     "torchlinreg._search",

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +16,7 @@ import torch
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -36,15 +35,18 @@ from torchlinreg._moments import (
 from torchlinreg._penalty import penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import FitStatus, Solution, Status
-from torchlinreg._validation import split
-from torchlinreg.callbacks import read_checkpoint
+from torchlinreg._training_plan import (
+    earlier_model,
+    initial_model,
+    n_epochs,
+    open_validation,
+    plan_training,
+    refuse_training,
+    train_on,
+)
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import (
-    DEFAULT_MAX_ITER,
     Epoch,
-    Geometry,
-    Model,
-    Training,
     check_solver,
     check_trains,
     choose_solver,
@@ -52,11 +54,9 @@ from torchlinreg.solvers import (
     is_training,
     is_wide,
     optimizer_recipe,
-    scheduler_maker,
     solve,
     solve_of_moments,
     train,
-    train_one_pass,
 )
 
 # What solvers that do not train have no use for, with the values that say nothing.
@@ -396,20 +396,23 @@ class TorchLinearRegressor(
         """
         start = time.perf_counter()
         self._check_parameters()
-        report = EpochReport(self, X, y, sample_weight, self._n_epochs())
-        earlier = self._earlier_model()
+        report = EpochReport(self, X, y, sample_weight, n_epochs(self))
+        earlier = earlier_model(self)
         with _features_kept_on_failure(self):
             given = self._open(X, y, sample_weight, reset=True)
             blocks = given.with_ordinary_weights()
             problem = self._problem_of(blocks)
             if is_training(self.solver):
-                initial = self._initial_model(blocks, coef_init, intercept_init, earlier)
+                initial = initial_model(self, blocks, coef_init, intercept_init, earlier)
                 check_trains(self.solver, problem)
-                validation = self._open_validation(blocks, X_val, y_val, sample_weight_val)
-                to_train_on, training = self._plan_training(problem, initial, validation, resume_from, report)
+                validation = open_validation(self, blocks, X_val, y_val, sample_weight_val)
+                to_train_on, training = plan_training(
+                    self, problem, initial, validation, resume_from, report, self._attributes_after
+                )
                 solution = train(to_train_on, training)
             else:
-                self._refuse_training(
+                refuse_training(
+                    self,
                     coef_init=coef_init,
                     intercept_init=intercept_init,
                     X_val=X_val,
@@ -486,7 +489,8 @@ class TorchLinearRegressor(
         problem = self._problem_of(blocks)
         arguments = (moments, blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
         if is_training(self.solver):
-            solution = self._train_one_pass(blocks, first, geometry_of_accumulated(*arguments, tol=1e-12))
+            geometry = geometry_of_accumulated(*arguments, tol=1e-12)
+            solution, self._optimizer_state = train_on(self, problem, first, geometry)
         else:
             choose_solver(self.solver, problem)  # or its refusal
             solution = solve_of_moments(problem, moments, float(self.tol))
@@ -609,114 +613,6 @@ class TorchLinearRegressor(
         )
         return Problem(blocks, penalty, bool(self.fit_intercept), type(self).__name__, as_loss(self.loss))
 
-    def _n_epochs(self) -> int:
-        """The most epochs; 0 for solvers that do not train."""
-        if not is_training(self.solver):
-            return 0
-        return DEFAULT_MAX_ITER if self.max_iter is None else int(self.max_iter)
-
-    def _refuse_training(self, **given: Any) -> None:
-        """Raise a ValueError for arguments of `fit` that only training has use for."""
-        names = [name for name, value in given.items() if value is not None]
-        if names:
-            raise ValueError(
-                f"{', '.join(names)} cannot be used by solver={self.solver!r}, which does not train. Use an "
-                "optimizer, such as solver='adam'."
-            )
-
-    def _plan_training(
-        self,
-        problem: Problem,
-        start: Model | None,
-        validation: RowBlocks | None,
-        resume_from: str | Path | None,
-        report: EpochReport,
-    ) -> tuple[Problem, Training]:
-        """The problem of the rows to train on, and how to train."""
-        resume = None if resume_from is None else read_checkpoint(resume_from)
-        seed = self._draw_seed() if resume is None else resume["seed"]
-        blocks = problem.blocks
-        if self.early_stopping and validation is None:
-            if is_wide(problem):
-                blocks.raise_if_not_finite(problem.name)
-            else:
-                _ = problem.moments  # finds NaN, and is kept for partial_fit
-            train_blocks, validation = split(blocks, float(self.validation_fraction), seed)
-            problem = replace(problem, blocks=train_blocks)
-
-        def report_epoch(epoch: Epoch) -> bool:
-            return report.epoch(epoch, lambda: self._attributes_after(epoch, blocks))
-
-        training = Training(
-            recipe=optimizer_recipe(self.solver, self.learning_rate),
-            make_scheduler=None if self.lr_scheduler is None else scheduler_maker(self.lr_scheduler),
-            batch_size=None if self.batch_size is None else int(self.batch_size),
-            max_iter=self._n_epochs(),
-            tol=float(self.tol),
-            n_iter_no_change=int(self.n_iter_no_change),
-            shuffle=bool(self.shuffle),
-            seed=seed,
-            start=start,
-            validation=validation,
-            early_stopping=bool(self.early_stopping),
-            report=report_epoch if report.listens else None,
-            resume=resume,
-        )
-        return problem, training
-
-    def _draw_seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-
-    def _earlier_model(self) -> tuple[Any, Any] | None:
-        """The fitted coefficients and intercept, if training shall start there."""
-        if not (self.warm_start and is_training(self.solver) and hasattr(self, "coef_")):
-            return None
-        return self.coef_, self.intercept_
-
-    def _initial_model(
-        self, blocks: RowBlocks, coef_init: Any, intercept_init: Any, earlier: tuple[Any, Any] | None
-    ) -> Model | None:
-        """Where training starts, if not at 0; float64, in the user's units."""
-        if coef_init is None and intercept_init is None and earlier is None:
-            return None
-        shape = blocks.n_targets, blocks.n_features
-        coef, intercept = np.zeros(shape), np.zeros(shape[:1])
-        if earlier is not None:
-            coef = np.atleast_2d(np.asarray(earlier[0], dtype=np.float64))
-            intercept = np.atleast_1d(np.asarray(earlier[1], dtype=np.float64))
-            if coef.shape != shape:
-                raise ValueError(
-                    f"Training cannot go on from coef_ of shape {np.shape(earlier[0])}: there are {shape[1]} "
-                    f"features and {shape[0]} targets now. Use warm_start=False."
-                )
-            intercept = np.broadcast_to(intercept if self.fit_intercept else 0.0, shape[:1]).copy()
-        if coef_init is not None:
-            coef = _as_initial("coef_init", coef_init, shape)
-        if intercept_init is not None:
-            intercept = _as_initial("intercept_init", intercept_init, shape[:1])
-            if not self.fit_intercept and intercept.any():
-                raise ValueError("intercept_init is given, but fit_intercept=False; leave it out.")
-        return coef, intercept
-
-    def _open_validation(
-        self, blocks: RowBlocks, X_val: Any, y_val: Any, sample_weight_val: Any
-    ) -> RowBlocks | None:
-        """The user's own validation rows."""
-        if X_val is None and y_val is None and sample_weight_val is None:
-            return None
-        if X_val is None or y_val is None:
-            raise ValueError("X_val and y_val belong together; give both, or none of the validation data.")
-        device = str(blocks.device)
-        try:
-            validation = as_row_blocks(X_val, y_val, sample_weight_val, device=device, estimator=self)
-            validate_data(self, X_val, reset=False, skip_check_array=True)
-            validation.raise_if_not_finite(type(self).__name__)
-        except ValueError as error:
-            raise ValueError(f"X_val, y_val or sample_weight_val: {error}") from error
-        if validation.n_targets != blocks.n_targets:
-            raise ValueError(f"y_val has {validation.n_targets} targets, but y has {blocks.n_targets}.")
-        return validation.with_ordinary_weights()
-
     def _attributes_after(self, epoch: Epoch, blocks: RowBlocks) -> dict[str, Any]:
         """What a copy of the estimator needs to predict as if training had ended here."""
         coef, intercept = self._fitted(epoch.coef, epoch.intercept, blocks)
@@ -750,41 +646,10 @@ class TorchLinearRegressor(
         blocks = blocks.with_ordinary_weights()
         if not first:
             self._check_targets(blocks)
-        solution = self._train_one_pass(blocks, first, None)
+        solution, self._optimizer_state = train_on(self, self._problem_of(blocks), first, None)
         self._moments = None
         self._keep(solution, blocks)
         return self
-
-    def _train_one_pass(self, blocks: RowBlocks, first: bool, geometry: Geometry | None) -> Solution:
-        """One pass of the optimizer over the rows, from the coefficients so far."""
-        start = None if first else self._initial_model(blocks, None, None, (self.coef_, self.intercept_))
-        if start is None:
-            start = np.zeros((blocks.n_targets, blocks.n_features)), np.zeros(blocks.n_targets)
-            if geometry is not None and self.fit_intercept:
-                start = start[0], geometry.target_center
-        model, distance, after = train_one_pass(
-            self._problem_of(blocks),
-            optimizer_recipe(self.solver, self.learning_rate),
-            batch_size=None if self.batch_size is None else int(self.batch_size),
-            shuffle=bool(self.shuffle),
-            seed=self._draw_seed(),
-            start=start,
-            geometry=geometry,
-            state=None if first else self._optimizer_state,
-        )
-        self._optimizer_state = after
-        exact = None if geometry is None else geometry.solution
-        return Solution(
-            coef=model[0].T,
-            intercept=model[1],
-            rank=None if exact is None else exact.rank,
-            condition_number=None if exact is None else exact.condition_number,
-            solver=after["name"],
-            status=Status.ONE_PASS,
-            n_iter=1 if first else self.n_iter_ + 1,
-            error=0.0,
-            distance=distance,
-        )
 
     def _accumulated(self, blocks: RowBlocks) -> ExactMoments:
         """Moments of the rows given before."""
@@ -899,26 +764,6 @@ def _dtype_of(blocks: RowBlocks) -> type[np.floating[Any]]:
 def _check_integer(name: str, value: Any, least: int, otherwise: str = "") -> None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name}={value!r} must be {otherwise}an integer, {least} or more.")
-
-
-def _as_initial(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """An array of that shape, (n_targets, ...), in float64; for one target without that dimension, too."""
-    try:
-        array = np.asarray(_on_host(value))
-    except ValueError as error:  # ragged lists
-        raise ValueError(f"{name} must be an array of real numbers: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must hold real numbers; it has dtype {array.dtype}.")
-    array = array.astype(np.float64)
-    given = array.shape
-    if array.ndim == len(shape) - 1 and shape[0] == 1:
-        array = array[None]
-    if array.shape != shape:
-        wanted = f"{shape[1:]} or {shape}" if shape[0] == 1 else f"{shape} (targets first)"
-        raise ValueError(f"{name} has shape {given}; it must have shape {wanted}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity.")
-    return array
 
 
 def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:

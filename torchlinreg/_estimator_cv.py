@@ -57,7 +57,8 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
     scoring : str or callable, default=None
         A scorer of scikit-learn, or ``callable(estimator, X, y)``; larger is better. None is R2, as `score`
         gives it. Scorers that take weights are given `sample_weight`, as by `GridSearchCV` of scikit-learn
-        1.9; with metadata routing enabled, those that request it, and R2 for None.
+        1.9; with metadata routing enabled, those that request it, and R2 for None. R2 is about the mean:
+        for quantiles, use `sklearn.metrics.mean_pinball_loss` in `make_scorer`.
     penalty_factor : array-like of shape (n_features,), default=None
         As for `TorchLinearRegressor`.
     positive : bool, default=False

@@ -61,13 +61,17 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     columns = np.concatenate([head.X.cpu().numpy(), head.y.cpu().numpy()], axis=1, dtype=np.float64)
     if head.weight is not None:
         columns = columns[head.weight.cpu().numpy() > 0]
+    highest, lowest = columns.max(0), columns.min(0)
     shift = np.zeros(1 + columns.shape[1])
     if fit_intercept:
-        shift[1:] = _round_mean(columns)
+        shift[1:] = _round_mean(columns.mean(0), highest, lowest)
         features = slice(1, 1 + blocks.n_features)
         if blocks.is_sparse or _is_near_zero(columns[:, : blocks.n_features], shift[features]):
             shift[features] = 0  # a shift would fill the zeros, or copy the rows for little
-    magnitude = np.abs(columns - shift[1:]).max(0) if largest is None else largest.cpu().numpy()
+    if largest is None:
+        magnitude = np.maximum(np.abs(highest - shift[1:]), np.abs(lowest - shift[1:]))
+    else:
+        magnitude = largest.cpu().numpy()
     extreme = (magnitude < SAFE_RANGE[0]) & (magnitude > 0)
     extreme |= (magnitude > SAFE_RANGE[1]) & (magnitude < np.inf)
     scale = None
@@ -79,12 +83,11 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     return Frame(torch.from_numpy(shift).to(blocks.device), scale)
 
 
-def _round_mean(columns: np.ndarray) -> np.ndarray:
-    """Means of columns to about an eighth of their spread; so round that subtracting one is mostly exact."""
-    highest = columns.max(0)
-    spread = highest - columns.min(0)
+def _round_mean(mean: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+    """Means to about an eighth of the columns' spread; so round that subtracting one is mostly exact."""
+    spread = highest - lowest
     unit = dd.slice_scale(spread / 64)
-    return np.where(spread > 0, np.rint(columns.mean(0) / unit) * unit, highest)
+    return np.where(spread > 0, np.rint(mean / unit) * unit, highest)
 
 
 def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:

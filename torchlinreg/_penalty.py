@@ -75,11 +75,13 @@ def elastic_net(
     upper: np.ndarray | float = np.inf,
 ) -> Penalty:
     """``alpha * factor_j * (l1_ratio |coef_j| + (1 - l1_ratio) / 2 coef_j^2)``, summed, with bounds."""
-    with np.errstate(over="ignore"):
-        strength = np.full(n_features, float(alpha)) * (1.0 if factor is None else factor)
-    _refuse_infinite(strength, alpha)
-    bounds = (np.broadcast_to(np.asarray(bound, dtype=np.float64), n_features) for bound in (lower, upper))
-    return Penalty(strength * l1_ratio, strength * (1 - l1_ratio), *bounds)
+    strength = np.full(n_features, float(alpha))
+    if factor is not None:
+        with np.errstate(over="ignore"):
+            strength *= factor
+        _refuse_infinite(strength, alpha)
+    lower, upper = (np.full(n_features, bound, dtype=np.float64) for bound in (lower, upper))
+    return Penalty(strength * l1_ratio, strength * (1 - l1_ratio), lower, upper)
 
 
 def _refuse_infinite(strength: np.ndarray, alpha: float) -> None:
@@ -107,6 +109,8 @@ def penalty_of(
             raise ValueError(
                 f"penalty_factor must hold finite numbers, 0 (no penalty) or more; it is {penalty_factor!r}."
             )
+    if bounds is None and not positive:
+        return elastic_net(alpha, l1_ratio, n_features, factor)
     lower, upper = _bounds(bounds, n_features)
     if positive:
         lower = np.maximum(lower, 0.0)

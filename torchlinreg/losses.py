@@ -37,7 +37,8 @@ class Loss:
     """What all losses share: parameters that searches can read, and what the solvers ask for.
 
     A loss of one's own is a frozen dataclass with `value`, `derivative` and `curvature`, all of tensors of
-    one shape and elementwise, and convex in the prediction.
+    one shape and elementwise, and convex in the prediction. It may say ``of_residual = True`` if only
+    ``prediction - target`` counts, and ``curvature_is_stepwise = True`` if the curvature takes few values.
 
     Examples
     --------

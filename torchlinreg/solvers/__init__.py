@@ -18,6 +18,7 @@ from torchlinreg.solvers._geometry import Geometry, geometry_of_accumulated
 from torchlinreg.solvers._interior_point import solve_interior_point
 from torchlinreg.solvers._least_norm import with_least_norm
 from torchlinreg.solvers._newton import solve_newton
+from torchlinreg.solvers._normal import TORCH_SIZE
 from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
 from torchlinreg.solvers._proximal import solve_active_set, solve_moments
 from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train, train_one_pass
@@ -93,13 +94,16 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
         There is no solver of that name, or it does not serve the loss or the penalty.
     """
     run = choose_solver(name, problem)
+    if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
+        if problem.blocks.n_features < TORCH_SIZE:  # all that NumPy and SciPy are given is small
+            return run(problem, tol, max_iter)
+        with torch_first():
+            return run(problem, tol, max_iter)
     with torch_first():
         return _solve(run, problem, tol, max_iter)
 
 
 def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
-        return run(problem, tol, max_iter)
     _refuse_extreme_units(problem)
 
     def again(other: Problem) -> Solution:
@@ -142,12 +146,12 @@ def choose_solver(name: object, problem: Problem) -> Solve:
         There is no solver of that name, or it does not serve the loss or the penalty.
     """
     check_solver(name)
-    able = {key: row for key, row in SOLVERS.items() if _serves(row, problem)}
+    able = (key for key, row in SOLVERS.items() if _serves(row, problem))
     if name == "auto":
-        return next(row.solve for key, row in able.items() if key != "dual" or is_wide(problem))
-    if str(name) not in able:
+        name = next(key for key in able if key != "dual" or is_wide(problem))
+    elif not _serves(SOLVERS[str(name)], problem):
         _refuse(f"solver={name!r}", _missing(SOLVERS[str(name)], problem), list(able))
-    return able[str(name)].solve
+    return SOLVERS[str(name)].solve
 
 
 def check_trains(name: object, problem: Problem) -> None:

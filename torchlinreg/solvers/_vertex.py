@@ -20,30 +20,20 @@ DEPENDENT = 1e-10
 
 def vertex_of_weights(program: Program, state: State) -> Iterate | None:
     """Where the independent hinges of the largest weights meet, if it is the optimum of a linear program."""
-    free = np.flatnonzero(program.free)
-    finite = slice(program.n_finite)
-    weight = state.v / state.d
-    weight[finite] += state.u / state.e
-    weight.reciprocal_()
-    largest = torch.topk(weight, min(len(weight), int(CANDIDATES * len(free)) + 1))
-    index = largest.indices
-    rows = program.gradients(index)[:, free]
-    root = largest.values.sqrt().cpu().numpy()[:, None]
-    *_, order = qr((root * rows).T, mode="economic", pivoting=True, check_finite=False)
-    order = order[: len(free)]
-    kinks = _Kinks(rows[order])
-    if kinks.rank < len(free):
+    free, finite = program.free, slice(program.n_finite)
+    index, kinks = _independent_hinges(program, state)
+    if kinks.rank < free.sum():
         return None
-    index = index[torch.from_numpy(order)]
     theta = state.theta.copy()
-    values = program.values(theta)
-    theta[free] += kinks.onto(values[index].cpu().numpy())
+    theta[free] += kinks.onto(program.values(theta)[index].cpu().numpy())
     values = program.values(theta)
     at_kink = values.abs() <= AT_KINK * (1 + float(np.abs(theta).sum()))
     at_kink[index] = True
-    if bool((values[program.n_finite :] > 0)[~at_kink[program.n_finite :]].any()):
+    beyond_bounds = (values[program.n_finite :] > 0) & ~at_kink[program.n_finite :]
+    n_at_kink = int(at_kink.sum())
+    if bool(beyond_bounds.any()) or n_at_kink * program.rows.n_columns > LARGEST_VERTEX:
         return None
-    if int(at_kink.sum()) > len(free):
+    if n_at_kink > len(index):
         index = torch.nonzero(at_kink)[:, 0]
         kinks = _Kinks(program.gradients(index)[:, free])
     dual = torch.zeros_like(state.d)
@@ -58,6 +48,20 @@ def vertex_of_weights(program: Program, state: State) -> Iterate | None:
     theta[program.column[columns]] = program.sign[columns] * program.offset[columns]
     values = program.values(theta)
     return Iterate(theta, inside, program.objective(theta, values), program.gap(theta, values, inside), True)
+
+
+def _independent_hinges(program: Program, state: State) -> tuple[torch.Tensor, _Kinks]:
+    """As many of the hinges with the largest weights in a step as there are columns."""
+    weight = state.v / state.d
+    weight[: program.n_finite] += state.u / state.e
+    weight.reciprocal_()
+    n_columns = int(program.free.sum())
+    largest = torch.topk(weight, min(len(weight), int(CANDIDATES * n_columns) + 1))
+    rows = program.gradients(largest.indices)[:, program.free]
+    root = largest.values.sqrt().cpu().numpy()[:, None]
+    *_, order = qr((root * rows).T, mode="economic", pivoting=True, check_finite=False)
+    order = order[:n_columns].astype(np.int64)
+    return largest.indices[torch.from_numpy(order).to(weight.device)], _Kinks(rows[order])
 
 
 def vertex_of_kinks(program: Program, state: State) -> Iterate | None:
