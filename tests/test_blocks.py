@@ -296,6 +296,14 @@ def test_tensor_keeps_its_gradient():
     assert not prediction.requires_grad
 
 
+@pytest.mark.parametrize("change", [read_only, lambda coef: coef[::-1], lambda coef: coef[::-1][::-1]])
+def test_predictions_of_coefficients_in_any_memory(change):
+    X, y, _ = problem()
+    reg = TorchLinearRegressor().fit(X, y)
+    reg.coef_ = change(reg.coef_)
+    np.testing.assert_allclose(reg.predict(X), X @ reg.coef_ + reg.intercept_, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("fitted_dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("as_kind", [np.asarray, pd.DataFrame, torch.from_numpy])

@@ -412,6 +412,8 @@ def test_verbose_tells_of_fits(data, capsys):
         ({"alphas": [1.0, np.nan]}, "finite numbers"),
         ({"l1_ratio": [0.5, 2.0]}, "from 0"),
         ({"l1_ratio": []}, "1-D array"),
+        ({"l1_ratio": torch.tensor([])}, "1-D array"),
+        ({"alphas": [1e300], "penalty_factor": [1e10] * 5}, r"alpha=1e\+300 times penalty_factor"),
         ({"eps": 2.0}, "between 0 and 1"),
         ({"solver": "adam"}, "GridSearchCV"),
         ({"solver": "simplex"}, "not known"),
@@ -430,6 +432,11 @@ def test_verbose_tells_of_fits(data, capsys):
 def test_refusals(data, options, words):
     with pytest.raises(ValueError, match=words):
         TorchLinearRegressorCV(**options).fit(*data)
+
+
+def test_strengths_may_be_as_large_as_numbers_are(data):
+    reg = TorchLinearRegressorCV(alphas=[1e300, 1.0]).fit(*data)
+    assert reg.alpha_ == 1.0
 
 
 def test_refusals_of_fit(data):

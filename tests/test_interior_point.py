@@ -299,6 +299,27 @@ def test_weights_are_repetitions_and_zero_weights_drop_rows():
     np.testing.assert_allclose(one.coef, other.coef, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_order_and_number_of_rows_do_not_choose_among_several_optima(seed):
+    rng = np.random.default_rng(seed)
+    n, p = rng.integers(4, 14), rng.integers(1, 4)
+    X, y = np.rint(2 * rng.standard_normal((n, p))), np.rint(2 * rng.standard_normal(n))
+    weight, order = rng.integers(1, 4, n).astype(float), rng.permutation(n)
+    loss = Quantile(0.25 if seed % 2 else 0.5)
+    found = Case(X, y, loss, weight).solve()
+    permuted = Case(X[order], y[order], loss, weight[order]).solve()
+    repeated = Case(np.repeat(X, weight.astype(int), 0), np.repeat(y, weight.astype(int)), loss).solve()
+    for other in (permuted, repeated):
+        np.testing.assert_allclose(other.coef, found.coef, atol=1e-8)
+        np.testing.assert_allclose(other.intercept, found.intercept, atol=1e-8)
+    assert_optimal(Case(X, y, loss, weight), found)
+
+
+def test_of_all_medians_the_one_nearest_to_no_slope():
+    case = Case(np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([0.0, 1.0, 1.0, 2.0]), Quantile(0.5))
+    np.testing.assert_allclose(case.solve().coef, 0, atol=1e-12)  # of slopes from 0 to 2
+
+
 def test_targets_are_solved_one_by_one():
     rng = np.random.default_rng(9)
     X, first = data("normal", 90, 4, rng)

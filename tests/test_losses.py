@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, losses
 from torchlinreg._solution import Status
-from torchlinreg.losses import LOSSES, Loss
+from torchlinreg.losses import LOSSES, Huber, Loss
 
 OBJECTS = [
     losses.SquaredError(),
@@ -299,6 +299,36 @@ class Fair(Loss):
 
     def curvature(self, prediction, target):
         return (1 + (prediction - target).abs() / self.c) ** -2
+
+
+@dataclass(frozen=True)
+class Lopsided(Huber):
+    """Twice as steep where the prediction is too high."""
+
+    def value(self, prediction, target):
+        return super().value(prediction, target) * torch.where(prediction > target, 2.0, 1.0)
+
+    def derivative(self, prediction, target):
+        return super().derivative(prediction, target) * torch.where(prediction > target, 2.0, 1.0)
+
+    def curvature(self, prediction, target):
+        return super().curvature(prediction, target) * torch.where(prediction > target, 2.0, 1.0)
+
+
+def test_a_new_loss_may_estimate_a_scale():
+    X, y = heavy_tailed()
+    reg = TorchLinearRegressor(loss=Lopsided(epsilon=2.0)).fit(X, y)
+
+    def objective(model):
+        scale = np.exp(model[4])
+        target, prediction = (torch.from_numpy(each / scale) for each in (y, X @ model[:3] + model[3]))
+        return scale * (0.5 + float(Lopsided(epsilon=2.0).value(prediction, target).mean()))
+
+    ours = np.concatenate([reg.coef_, [reg.intercept_, np.log(reg.scale_)]])
+    found = minimize(
+        objective, ours, method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 4000}
+    )
+    assert objective(ours) <= found.fun * (1 + 1e-10)
 
 
 class Cauchy(Fair):

@@ -14,7 +14,7 @@ from scipy import sparse
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
+from torchlinreg._moments import SMALL_ROWS, WIDE, Frame, Moments, MomentsOf, choose_frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
 
@@ -315,8 +315,43 @@ def test_sparse_rows_have_the_moments_of_dense_ones(rows):
 
 
 # Widths and lengths around those where the product of the columns changes its way.
-WIDTHS = [1, 13, 14, 15, 47, 61, 62, 63, 64, 95, 250, 397, 398, 399, 400, 401]
-LENGTHS = [1, 2, 1023, 1024, 1025, 3001]
+WIDTHS = [1, 13, 14, 15, 47, 61, 62, 63, 64, 95, 250, WIDE - 3, WIDE - 2, WIDE - 1, WIDE, WIDE + 1, 512, 600]
+LENGTHS = [1, 2, SMALL_ROWS - 1, SMALL_ROWS, SMALL_ROWS + 1, 3001]
+
+
+def test_no_memory_is_left_as_it_was(monkeypatch):
+    """The triangle that does not count is computed with, and pickled, as well."""
+    rows = np.random.default_rng(0).standard_normal((SMALL_ROWS, WIDE + 20))
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: torch.full(*size, np.nan, **options))
+    raw = Problem(as_row_blocks(rows, rows[:, 0], None), ridge(0.0, WIDE + 20)).moments.raw
+    assert bool(raw.isfinite().all())
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_standardised_columns(fit_intercept):
+    rng = np.random.default_rng(0)
+    X, y = (
+        rng.standard_normal((50, 4)) * [1e-160, 1.0, 1e3, 0.0] + 5 * np.array([0, 1, 1e3, 1]),
+        np.ones((50, 2)),
+    )
+    y[:, 0] = X[:, 1] + rng.standard_normal(50)
+    weight = rng.integers(1, 4, 50).astype(float)
+    found = Problem(as_row_blocks(X, y, weight), ridge(0.0, 4), fit_intercept).standardised
+    mean = np.average(X, axis=0, weights=weight) * fit_intercept
+    residual = np.column_stack([X - mean, y - np.average(y, axis=0, weights=weight) * fit_intercept])
+    unit = np.abs(residual).max(0)
+    unit[unit == 0] = 1.0
+    spread = unit * np.sqrt(np.average((residual / unit) ** 2, axis=0, weights=weight))
+    constant = spread < 1e-12 * np.abs(np.column_stack([X, y])).max(0)
+    np.testing.assert_array_equal(constant, [False, False, False, fit_intercept, False, fit_intercept])
+    np.testing.assert_array_equal(np.append(found.spread, found.target_spread) == 0, constant)
+    np.testing.assert_allclose(found.spread[:3], spread[:3], rtol=1e-12)
+    np.testing.assert_allclose(found.target_spread[0], spread[4], rtol=1e-12)
+    np.testing.assert_allclose(found.center[:3], mean[:3], rtol=1e-12, atol=1e-175)
+    standard = np.where(constant, 0.0, residual / np.where(constant, 1.0, spread))
+    products = standard.T @ (weight[:, None] * standard) / weight.sum()
+    np.testing.assert_allclose(found.gram, np.where(np.eye(4) > 0, 1.0, products[:4, :4]), atol=1e-12)
+    np.testing.assert_allclose(found.cross, products[:4, 4:] * found.target_spread, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_rows", LENGTHS)

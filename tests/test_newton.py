@@ -266,6 +266,26 @@ def test_badly_conditioned_columns():
     np.testing.assert_allclose(reg.predict(X), easy.predict(centred), rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["huber", "log_cosh", losses.Huber(scale=1.0)], ids=repr)
+def test_an_optimum_of_zero_is_found_at_once(loss):
+    half = np.sqrt(np.arange(1.0, 40.0))
+    t = np.concatenate([-half, half])
+    reg = TorchLinearRegressor(loss=loss).fit(np.abs(t)[:, None], t**3)
+    assert reg.n_iter_ <= 15  # 200 where steps are judged by rounding
+    np.testing.assert_allclose([reg.coef_[0], reg.intercept_], 0, atol=1e-10)
+
+
+@pytest.mark.parametrize("penalty", [{}, {"alpha": 0.1, "l1_ratio": 1.0}, {"bounds": (-0.4, 0.4)}], ids=repr)
+@pytest.mark.parametrize("loss", [losses.Huber(), losses.SquaredEpsilonInsensitive(0.5), losses.LogCosh()])
+def test_offsets_cost_no_digits(loss, penalty):
+    X, y = data("normal", 5)
+    y = np.rint(y * 2**20) / 2**20  # which an offset leaves exactly so
+    near = TorchLinearRegressor(loss=loss, **penalty).fit(X, y)
+    far = TorchLinearRegressor(loss=loss, **penalty).fit(X, y + 2.0**30)
+    np.testing.assert_allclose(far.coef_, near.coef_, rtol=1e-10)
+    np.testing.assert_allclose(far.intercept_ - 2.0**30, near.intercept_, atol=1e-6)
+
+
 def test_max_iter_is_kept_and_told():
     X, y = data("heavy tails", 7)
     with pytest.warns(ConvergenceWarning, match="max_iter"):

@@ -42,6 +42,15 @@ def test_limit_is_lifted_by_the_first_who_set_it(threads):
     assert threads() == before
 
 
+def test_the_limits_of_others_stay(threads):
+    libraries = ThreadpoolController().select(user_api="blas")
+    with libraries.limit(limits=1), torch_first():
+        assert threads() == {1}
+    with torch_first():
+        libraries.limit(limits=2)  # whoever set a limit before lifts it now
+    assert threads() == {2}
+
+
 def test_limit_is_lifted_after_errors(threads):
     before = threads()
     with pytest.raises(RuntimeError), torch_first():

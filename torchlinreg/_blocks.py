@@ -20,8 +20,7 @@ from torchlinreg import _compensated as dd
 Statistic = TypeVar("Statistic")
 
 # A block of about 4 MiB stays in the caches while it is shifted and multiplied: 1e6 x 10 takes 8.5 ms on two
-# cores, against 22 ms in blocks of 0.2 MiB. Symmetric products of wide blocks want 2048 rows (20,000 x 1000:
-# 240 ms, against 370 ms with 512 rows) and may take 64 MiB.
+# cores, against 22 ms in blocks of 0.2 MiB. Products of wide blocks want 2048 rows and may take 64 MiB.
 BLOCK_BYTES = 4 * 2**20
 WIDE_BLOCK_BYTES = 64 * 2**20
 WIDE_BLOCK_ROWS = 2048

@@ -42,7 +42,7 @@ from torchlinreg._training_plan import (
     open_validation,
     plan_training,
     refuse_training,
-    train_on,
+    train_further,
 )
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import (
@@ -490,7 +490,7 @@ class TorchLinearRegressor(
         arguments = (moments, blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
         if is_training(self.solver):
             geometry = geometry_of_accumulated(*arguments, tol=1e-12)
-            solution, self._optimizer_state = train_on(self, problem, first, geometry)
+            solution, self._optimizer_state = train_further(self, problem, first, geometry)
         else:
             choose_solver(self.solver, problem)  # or its refusal
             solution = solve_of_moments(problem, moments, float(self.tol))
@@ -646,7 +646,7 @@ class TorchLinearRegressor(
         blocks = blocks.with_ordinary_weights()
         if not first:
             self._check_targets(blocks)
-        solution, self._optimizer_state = train_on(self, self._problem_of(blocks), first, None)
+        solution, self._optimizer_state = train_further(self, self._problem_of(blocks), first, None)
         self._moments = None
         self._keep(solution, blocks)
         return self
@@ -780,7 +780,7 @@ def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) 
             elif block.X.numpy().dtype != coef.dtype:
                 part[...] = block.X.numpy() @ coef
             elif coef.dtype == np.float64:
-                torch.mm(block.X, torch.from_numpy(coef), out=torch.from_numpy(part))
+                torch.mm(block.X, torch.from_numpy(np.array(coef)), out=torch.from_numpy(part))
             else:  # in float32 torch might take bfloat16 for it
                 np.matmul(block.X.numpy(), coef, out=part)
         part += intercept

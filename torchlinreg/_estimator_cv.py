@@ -326,7 +326,7 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
 
     def _check_parameters(self) -> None:
         check_grid(self.alphas, self.eps)
-        if np.ndim(self.l1_ratio) > 1 or np.size(self.l1_ratio) == 0:
+        if np.ndim(self.l1_ratio) > 1 or not self._l1_ratios():
             raise ValueError(f"l1_ratio={self.l1_ratio!r} must be a number or a 1-D array of numbers.")
         for value in self._l1_ratios():
             check_number(

@@ -43,7 +43,7 @@ class Penalty:
         """The penalty at another strength, with the same bounds."""
         with np.errstate(over="ignore"):
             l1, l2 = self.l1 * alpha, self.l2 * alpha
-        _refuse_infinite(l1 + l2, alpha)
+        _refuse_infinite(np.maximum(l1, l2), alpha)
         return Penalty(l1, l2, self.lower, self.upper)
 
     def prox(self, coef: np.ndarray, step: float | np.ndarray) -> np.ndarray:

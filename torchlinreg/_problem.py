@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from torchlinreg._blocks import RowBlocks
+from torchlinreg._blocks import WIDE_BLOCK_ROWS, RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import (
     WIDE,
@@ -135,6 +135,7 @@ def rows_at_once(blocks: RowBlocks, in_place: bool) -> int:
     """How many rows of those that need no copy moments take at once; see `reads_in_place`."""
     if in_place:
         return max(1, GRAM_BLOCK_BYTES // (8 * blocks.n_features))
-    # float32 rows are converted, which would be a second large block.
+    # float32 rows are converted, which would be a second large block; smaller blocks are as the user wants.
     large = blocks.dtype is torch.float64 and blocks.n_features < WIDE
+    large = large and blocks.rows_per_block >= WIDE_BLOCK_ROWS
     return blocks.rows_per_block * (BLOCKS_AT_ONCE if large else 1)

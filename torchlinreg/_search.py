@@ -84,7 +84,7 @@ class Search:
         self._splits = splits
         self._score_params = score_params
         self._penalty = penalty_of(
-            blocks.n_features, 1.0, 0.5, template.penalty_factor, bool(template.positive), template.bounds
+            blocks.n_features, 1.0, 0.0, template.penalty_factor, bool(template.positive), template.bounds
         )
         self._problem = Problem(
             blocks,
@@ -177,13 +177,9 @@ class Search:
 
     def _at(self, candidate: Candidate) -> Penalty:
         """The penalty of a candidate."""
-        strength = self._penalty.times(2 * candidate.alpha)
-        return Penalty(
-            strength.l1 * candidate.l1_ratio,
-            strength.l2 * (1 - candidate.l1_ratio),
-            strength.lower,
-            strength.upper,
-        )
+        whole = self._penalty.times(candidate.alpha)
+        l1, l2 = whole.l2 * candidate.l1_ratio, whole.l2 * (1 - candidate.l1_ratio)
+        return Penalty(l1, l2, whole.lower, whole.upper)
 
     def _open_folds(self) -> Iterable[FoldMoments] | None:
         """Moments of the folds, or None where they would not serve; sets those of all rows."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from threading import Lock
 
+import torch
 from threadpoolctl import ThreadpoolController
 
 _TAKEN = Lock()
@@ -18,18 +20,40 @@ def torch_first() -> Iterator[None]:
 
     Their pools wait for work by spinning, and taken in turn with torch's, as by a solver's steps, each finds
     the processors busy with the others' waiting: 14 steps of 2000 x 150 take 30 ms with this, 1000 without.
-    The limit is the process's, so that only the first of several threads sets it, and lifts it.
+    The limit is the process's, so that only the first of several threads sets it, and lifts it; a limit that
+    is there already, or comes from elsewhere in between, stays.
     """
     if not _TAKEN.acquire(blocking=False):
         yield
         return
     try:
-        with _linear_algebra().limit(limits=1):
+        libraries = _linear_algebra()
+        if not _has_several_threads(libraries):
             yield
+            return
+        limit = libraries.limit(limits=1)
+        try:
+            yield
+        finally:
+            if not _has_several_threads(libraries):
+                limit.__exit__(None, None, None)
     finally:
         _TAKEN.release()
 
 
+def _has_several_threads(libraries: ThreadpoolController) -> bool:
+    return any(library.num_threads > 1 for library in libraries.lib_controllers)
+
+
 @cache
 def _linear_algebra() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="blas")
+    """The libraries with threads of their own: neither torch's, nor such as share OpenMP's with torch."""
+    found = ThreadpoolController().select(user_api="blas")
+    folder = Path(torch.__file__).parent
+    own = [
+        library.filepath
+        for library in found.lib_controllers
+        if getattr(library, "threading_layer", "") == "pthreads"
+        and folder not in Path(library.filepath).parents
+    ]
+    return found.select(filepath=own)

@@ -148,7 +148,7 @@ def open_validation(
     return validation.with_ordinary_weights()
 
 
-def train_on(
+def train_further(
     estimator: Any, problem: Problem, first: bool, geometry: Geometry | None
 ) -> tuple[Solution, dict[str, Any]]:
     """One pass of the optimizer over the rows, from the coefficients so far, and its state after that."""

@@ -176,5 +176,5 @@ def _in_coordinates(
         block = blocks.gather(index)
         return write(block, torch.empty((len(index), n_columns), dtype=torch.float64, device=blocks.device))
 
-    source = Source(blocks.n_samples, n_columns, blocks.dtype, take, gather)
+    source = Source(blocks.n_samples, n_columns, torch.float64, take, gather)
     return RowBlocks(source, blocks.y, blocks.weight)

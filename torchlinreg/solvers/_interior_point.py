@@ -24,7 +24,7 @@ from torchlinreg._solution import Solution, Status
 from torchlinreg.losses import PiecewiseLinear
 from torchlinreg.solvers._design import Design, design_of
 from torchlinreg.solvers._hinges import Iterate, Program, Rows, State
-from torchlinreg.solvers._vertex import vertex_of_kinks, vertex_of_weights
+from torchlinreg.solvers._vertex import is_one_of_several, vertex_of_kinks, vertex_of_weights
 
 DEFAULT_MAX_ITER = 100
 # The relative gap at which steps end, at most: the last steps converge so fast that less saves one or two.
@@ -63,6 +63,9 @@ PATIENCE = 8
 EARLY = 0.5
 # With a ridge it is tried later, and where the gap falls by so much in a step: most kinks are then known.
 EARLY_WITH_RIDGE, FAST = 0.1, 0.03
+# A ridge of this over the number of rows, in units of the objective, decides among several optima, to that
+# tolerance. Objectives this close, relatively, are the same.
+PULL, PULLED_TOL, SAME, PERFECT = 1e-2, 1e-14, 1e-12, 1e-3
 # Rows times squared columns up to which steps may be found by QR, where a Gram matrix has lost the digits.
 LARGEST_QR = 3 * 10**8
 
@@ -126,7 +129,7 @@ def _solved(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> I
     n_rows = len(program.y)
     n_sample = int(SAMPLE * (n_rows * len(theta)) ** (2 / 3))
     if n_rows < SAMPLED_ROWS or 2 * KEPT * n_sample > n_rows:
-        return _interior_point(program, theta, tol, max_iter)
+        return _nearest(program, _interior_point(program, theta, tol, max_iter))
     index = torch.from_numpy(np.unique(np.random.default_rng(0).integers(n_rows, size=n_sample)))
     index = index.to(program.y.device)
     weight = program.weight[index]
@@ -159,6 +162,25 @@ def _solved(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> I
         kept |= wrong
     found = _interior_point(program, found.theta, tol, max(max_iter - n_iter, 0))
     return replace(found, n_iter=n_iter + found.n_iter)
+
+
+def _nearest(program: Program, found: Iterate) -> Iterate:
+    """Of several optima of a linear program the one nearest to the best constant, whatever the rows' order.
+
+    A ridge so small that it moves no optimum decides.
+    """
+    if program.has_ridge or found.out_of_steps or not is_one_of_several(program, found):
+        return found
+    size = PULL / program.n_all * min(found.objective, 1.0)
+    ridge = np.where(program.free, size, 0.0)
+    pulled = replace(program, ridge=ridge if program.ridge.ndim == 1 else np.diag(ridge))
+    nearest = _interior_point(pulled, found.theta, PULLED_TOL, DEFAULT_MAX_ITER)
+    values = program.values(nearest.theta)
+    objective = program.objective(nearest.theta, values)
+    if objective > found.objective * (1 + SAME) + SAME * PERFECT:
+        return found
+    gap = min(found.gap, program.gap(nearest.theta, values, nearest.dual))
+    return replace(nearest, objective=objective, gap=gap, n_iter=found.n_iter + nearest.n_iter)
 
 
 def _part(program: Program, X: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> Program:
@@ -350,7 +372,7 @@ def _least(values: torch.Tensor) -> float:
 
 
 def _best_constant(y: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinear) -> float:
-    """The constant prediction of least loss."""
+    """The constant prediction of least loss; the least of several."""
     stride = 1 + len(y) // MEDIAN_ROWS
     y, weight = y[::stride], weight[::stride]
     kinks = torch.cat([y - position for position in pieces.positions])
@@ -358,7 +380,7 @@ def _best_constant(y: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinea
     kinks, order = torch.sort(kinks)
     below = torch.cumsum(mass[order], 0)
     level = float(below[-1]) + pieces.slope * float(weight.sum())
-    index = int((below < level).sum())
+    index = int((below < level - SAME * float(below[-1])).sum())
     return float(kinks[min(index, len(order) - 1)])
 
 

@@ -12,6 +12,8 @@ from torchlinreg.solvers._hinges import Iterate, Program, State
 CANDIDATES = 1.5
 # Hinges so near their kinks are there as well, and duals may be so far outside of their range.
 AT_KINK, OUTSIDE = 1e-13, 1e-9
+# Duals this far inside of their range, relatively, hold their hinges at their kinks.
+HELD = 1e-9
 # Rows at kinks, times columns, up to which they are solved for.
 LARGEST_VERTEX = 10**7
 # A row at its kink is dependent on others if less than this share of it is not.
@@ -111,6 +113,18 @@ def vertex_of_kinks(program: Program, state: State) -> Iterate | None:
     if bool((values[n_finite:] > 0).any()):
         return None
     return Iterate(theta, dual, program.objective(theta, values), program.gap(theta, values, dual), True)
+
+
+def is_one_of_several(program: Program, found: Iterate) -> bool:
+    """Whether a linear program may have other optima: too few hinges hold this one where it is."""
+    values = program.values(found.theta)
+    holds = values.abs() <= HELD * (1 + float(np.abs(found.theta).sum()))
+    holds &= found.dual > HELD * float(found.dual.max())
+    holds[: program.n_finite] &= found.dual[: program.n_finite] < (1 - HELD) * program.cost
+    n_held, n_columns = int(holds.sum()), int(program.free.sum())
+    if n_held < n_columns or n_held * n_columns > LARGEST_VERTEX:
+        return n_held < n_columns
+    return _Kinks(program.gradients(torch.nonzero(holds)[:, 0])[:, program.free]).rank < n_columns
 
 
 class _Kinks:
