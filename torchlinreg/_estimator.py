@@ -59,6 +59,8 @@ from torchlinreg.solvers import (
     train,
 )
 
+# From so many numbers on, float64 predictions are a product of torch's, as the moments are.
+LARGE_PRODUCT = 10**5
 # What solvers that do not train have no use for, with the values that say nothing.
 TRAINING_PARAMETERS = {
     "learning_rate": "auto",
@@ -779,9 +781,9 @@ def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) 
                 part[...] = block.csr @ coef
             elif block.X.numpy().dtype != coef.dtype:
                 part[...] = block.X.numpy() @ coef
-            elif coef.dtype == np.float64:
+            elif coef.dtype == np.float64 and block.X.numel() >= LARGE_PRODUCT:
                 torch.mm(block.X, torch.from_numpy(np.array(coef)), out=torch.from_numpy(part))
-            else:  # in float32 torch might take bfloat16 for it
+            else:  # in float32 torch might take bfloat16 for it; for little, its threads need not wake
                 np.matmul(block.X.numpy(), coef, out=part)
         part += intercept
         start += len(part)

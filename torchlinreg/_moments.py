@@ -15,7 +15,8 @@ from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks
 
 HEAD_ROWS = 256
-SMALL_ROWS = 2048
+# Products of fewer rows are NumPy's: torch's threads may take milliseconds to wake.
+SMALL_ROWS = 1024
 # Squares of numbers within these bounds neither overflow nor underflow, even summed over 1e12 rows.
 SAFE_RANGE = (1e-140, 1e140)
 # Splitting a float64 for an error-free product multiplies it by 2**27.
@@ -135,7 +136,7 @@ class BorderedRows(NamedTuple):
         order = torch.tensor([0, *range(1 + n_features, n_features + self.border.shape[1])])
         features = slice(1, 1 + n_features)
         gram = torch.zeros((n_features + self.border.shape[1],) * 2, dtype=torch.float64)
-        upper_gram(self.X, out=gram[features, features])
+        _wide_gram(self.X, gram[features, features])
         cross = self.border.mT @ self.X
         gram[order, features] = cross
         gram[features, order] = cross.T
@@ -261,27 +262,34 @@ class MomentsOf:
         return torch.from_numpy(raw)
 
 
-def upper_gram(rows: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def upper_gram(rows: torch.Tensor) -> torch.Tensor:
     """``rows.T @ rows``, of which the upper triangle counts."""
     n_rows, n_columns = rows.shape
-    if rows.is_cuda or (n_rows < SMALL_ROWS and n_columns < WIDE):
-        return torch.mm(rows.T, rows, out=out)
-    # Of wide rows, the lower triangle is left as it is.
-    gram = torch.zeros((n_columns, n_columns), dtype=rows.dtype) if out is None else out
+    if rows.is_cuda:
+        return rows.T @ rows
     if n_columns >= WIDE:
-        for start in range(0, n_columns, WIDE_PANEL):
-            panel = slice(start, start + WIDE_PANEL)
-            torch.mm(rows[:, panel].T, rows[:, start:], out=gram[panel, start:])
-        return gram
+        return _wide_gram(rows, torch.zeros((n_columns, n_columns), dtype=rows.dtype))
+    if n_rows < SMALL_ROWS:
+        array = rows.numpy()
+        with np.errstate(invalid="ignore", over="ignore"):
+            return torch.from_numpy(array.T @ array)
     length = n_rows // BATCHES
     batches = rows[: length * BATCHES].view(BATCHES, length, n_columns)
     rest = rows[length * BATCHES :]
-    torch.mm(rest.T, rest, out=gram)
+    gram = rest.T @ rest
     width = NARROW_PANEL if n_columns <= NARROW else PANEL
     for start in range(0, n_columns, width):
         stop = start + width
         gram[start:stop, start:] += torch.bmm(batches[:, :, start:stop].mT, batches[:, :, start:]).sum(0)
     return gram
+
+
+def _wide_gram(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The same into `out`, whose lower triangle is mostly left as it is."""
+    for start in range(0, rows.shape[1], WIDE_PANEL):
+        panel = slice(start, start + WIDE_PANEL)
+        torch.mm(rows[:, panel].T, rows[:, start:], out=out[panel, start:])
+    return out
 
 
 def symmetric(upper: torch.Tensor) -> torch.Tensor:

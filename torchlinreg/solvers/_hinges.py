@@ -286,5 +286,6 @@ class Iterate:
     objective: float
     gap: float
     is_vertex: bool
+    is_unique: bool = False  # known to be the only optimum
     n_iter: int = 0
     out_of_steps: bool = False

@@ -49,7 +49,16 @@ def vertex_of_weights(program: Program, state: State) -> Iterate | None:
     columns = index[index >= program.n_row_hinges].cpu().numpy() - program.n_row_hinges
     theta[program.column[columns]] = program.sign[columns] * program.offset[columns]
     values = program.values(theta)
-    return Iterate(theta, inside, program.objective(theta, values), program.gap(theta, values, inside), True)
+    objective, gap = program.objective(theta, values), program.gap(theta, values, inside)
+    is_unique = len(index) == free.sum() and bool(_holds(program, inside)[index].all())
+    return Iterate(theta, inside, objective, gap, is_vertex=True, is_unique=is_unique)
+
+
+def _holds(program: Program, dual: torch.Tensor) -> torch.Tensor:
+    """Whether each hinge's dual is inside its range, so that the hinge is at its kink in every optimum."""
+    holds = dual > HELD * float(dual.max())
+    holds[: program.n_finite] &= dual[: program.n_finite] < (1 - HELD) * program.cost
+    return holds
 
 
 def _independent_hinges(program: Program, state: State) -> tuple[torch.Tensor, _Kinks]:
@@ -117,10 +126,11 @@ def vertex_of_kinks(program: Program, state: State) -> Iterate | None:
 
 def is_one_of_several(program: Program, found: Iterate) -> bool:
     """Whether a linear program may have other optima: too few hinges hold this one where it is."""
+    if found.is_unique:
+        return False
     values = program.values(found.theta)
     holds = values.abs() <= HELD * (1 + float(np.abs(found.theta).sum()))
-    holds &= found.dual > HELD * float(found.dual.max())
-    holds[: program.n_finite] &= found.dual[: program.n_finite] < (1 - HELD) * program.cost
+    holds &= _holds(program, found.dual)
     n_held, n_columns = int(holds.sum()), int(program.free.sum())
     if n_held < n_columns or n_held * n_columns > LARGEST_VERTEX:
         return n_held < n_columns
