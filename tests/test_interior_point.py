@@ -315,6 +315,32 @@ def test_order_and_number_of_rows_do_not_choose_among_several_optima(seed):
     assert_optimal(Case(X, y, loss, weight), found)
 
 
+@pytest.mark.parametrize("n", [3000, 9000])
+def test_nor_do_they_among_many_rows(n):
+    """The medians of both groups may be anything from 0 to 2, and from 1 to 4."""
+    group, upper = np.arange(n) % 2, np.arange(n) % 4 > 1
+    X, y = group[:, None].astype(float), np.where(group, np.where(upper, 4.0, 1.0), np.where(upper, 2.0, 0.0))
+    found = Case(X, y, Quantile(0.5)).solve()
+    order = np.random.default_rng(0).permutation(n)
+    half = np.arange(n) < n // 2  # as many of each kind as in all
+    others = [
+        Case(X[order], y[order], Quantile(0.5)),
+        Case(X[half], y[half], Quantile(0.5), np.full(n // 2, 2.0)),
+    ]
+    for other in (case.solve() for case in others):
+        np.testing.assert_allclose(other.coef, found.coef, atol=1e-8)
+        np.testing.assert_allclose(other.intercept, found.intercept, atol=1e-8)
+    assert_optimal(others[1], found)
+    # The least slope of all is 0; the median of y is the lower middle one, 1.
+    np.testing.assert_allclose([found.coef[0, 0], found.intercept[0]], [0.0, 1.0], atol=1e-8)
+
+
+@pytest.mark.parametrize("max_iter", [3, 6, 10])
+def test_the_choice_among_optima_keeps_to_max_iter(max_iter):
+    X, y = np.repeat([[0.0], [1.0]], 2, axis=0), np.array([0.0, 1.0, 1.0, 2.0])
+    assert Case(X, y, Quantile(0.5)).solve(max_iter=max_iter).n_iter <= max_iter
+
+
 def test_of_all_medians_the_one_nearest_to_no_slope():
     case = Case(np.array([[0.0], [0.0], [1.0], [1.0]]), np.array([0.0, 1.0, 1.0, 2.0]), Quantile(0.5))
     np.testing.assert_allclose(case.solve().coef, 0, atol=1e-12)  # of slopes from 0 to 2

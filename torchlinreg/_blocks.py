@@ -137,7 +137,7 @@ class RowBlocks:
         y = self.y.index_select(0, index.to(self.device))
         return RowBlocks(source, y, weight, one_target=self.one_target)
 
-    def counting(self) -> RowBlocks:
+    def weighted_rows(self) -> RowBlocks:
         """The rows whose weight is not 0; not a copy."""
         if self.weight is None or bool((self.weight > 0).all()):
             return self
@@ -192,12 +192,12 @@ class RowBlocks:
         return RowBlocks(self._source, self.y, weight, one_target=self.one_target)
 
     def positive_weight_rows(self) -> RowBlocks:
-        """The rows whose weight is not 0, a copy where there are others; for few rows only."""
-        if self.weight is None or bool((self.weight > 0).all()):
+        """The same, copied where there are others; for few rows only."""
+        rows = self.weighted_rows()
+        if rows is self:
             return self
-        keep = torch.nonzero(self.weight > 0)[:, 0]
-        X = torch.cat([b.X[b.weight > 0] for b in self.dense() if b.X is not None and b.weight is not None])
-        return tensor_blocks(X, self.y[keep], self.weight[keep], dtype=self.dtype)
+        X = torch.cat([block.X for block in rows.dense() if block.X is not None])
+        return tensor_blocks(X, rows.y, rows.weight, dtype=self.dtype)
 
     def raise_if_not_finite(self, estimator_name: str) -> None:
         """Raise scikit-learn's ValueError if X or y holds NaN or infinity; a pass over the data."""

@@ -771,6 +771,7 @@ def _check_integer(name: str, value: Any, least: int, otherwise: str = "") -> No
 def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
     """``X @ coef + intercept`` of all rows; shape: (n_samples, n_targets)."""
     result = np.empty((blocks.n_samples, coef.shape[1]), dtype=coef.dtype)
+    weights = torch.from_numpy(np.array(coef))  # a copy: torch takes no memory that is read-only or reversed
     start = 0
     # Rows of another dtype are converted, so block by block.
     same_dtype = (blocks.dtype is torch.float32) == (coef.dtype == np.float32)
@@ -782,7 +783,7 @@ def _predict_on_cpu(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarray) 
             elif block.X.numpy().dtype != coef.dtype:
                 part[...] = block.X.numpy() @ coef
             elif coef.dtype == np.float64 and block.X.numel() >= LARGE_PRODUCT:
-                torch.mm(block.X, torch.from_numpy(np.array(coef)), out=torch.from_numpy(part))
+                torch.mm(block.X, weights, out=torch.from_numpy(part))
             else:  # in float32 torch might take bfloat16 for it; for little, its threads need not wake
                 np.matmul(block.X.numpy(), coef, out=part)
         part += intercept

@@ -24,9 +24,7 @@ from torchlinreg._checks import as_numbers, check_number
 from torchlinreg._estimator import TorchLinearRegressor
 from torchlinreg._folds import splits_of
 from torchlinreg._loss_parameters import LossParametersMixin
-from torchlinreg._path import (
-    check_grid,
-)
+from torchlinreg._path import check_grid
 from torchlinreg._search import Candidate, Search, SearchParameters
 from torchlinreg.losses import Loss
 from torchlinreg.solvers import is_training
@@ -343,8 +341,10 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
         self._scorer()
 
     def _l1_ratios(self) -> list[Any]:
-        ratios = self.l1_ratio.tolist() if isinstance(self.l1_ratio, torch.Tensor) else self.l1_ratio
-        return [ratios] if np.ndim(ratios) == 0 else list(ratios)  # type: ignore[arg-type]
+        ratios: Any = self.l1_ratio  # anything, until it is checked
+        if isinstance(ratios, torch.Tensor):
+            ratios = ratios.tolist()
+        return [ratios] if np.ndim(ratios) == 0 else list(ratios)
 
     def _scorer(self) -> Callable[..., float]:
         return check_scoring(TorchLinearRegressor(), scoring=self.scoring)

@@ -202,9 +202,7 @@ class Moments:
         squares = raw.diagonal()
         if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
             return False
-        return (
-            not (squares < SMALLEST_SQUARES).any() or not ((squares < SMALLEST_SQUARES) & (raw[0] != 0)).any()
-        )
+        return not ((squares < SMALLEST_SQUARES) & (raw[0] != 0)).any()
 
     def in_frame(self, frame: Frame) -> Moments:
         """The same moments about another shift."""

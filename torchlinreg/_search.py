@@ -117,13 +117,7 @@ class Search:
     def grid(self, l1_ratio: float, eps: float, n_alphas: int) -> np.ndarray:
         """Falling strengths for an l1 ratio, from all rows."""
         problem = self._problem
-        single = Problem(
-            problem.blocks,
-            self._at(Candidate(1.0, l1_ratio)),
-            problem.fit_intercept,
-            problem.name,
-            problem.loss,
-        )
+        single = sharing_moments(problem, self._at(Candidate(1.0, l1_ratio)))
         quadratic = None
         if self._folds is not None:
             quadratic = quadratic_of(problem.moments, problem.blocks.n_features, problem.fit_intercept)

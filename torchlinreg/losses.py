@@ -557,6 +557,20 @@ class CallableLoss(Loss):
         return gradient
 
 
+def is_known(loss: Loss) -> bool:
+    """Whether it is one of the library's, which need no check.
+
+    Parameters
+    ----------
+    loss : Loss
+
+    Returns
+    -------
+    bool
+    """
+    return type(loss) in LOSSES.values()
+
+
 def check_convex(loss: Loss, target: Tensor, spread: float) -> None:
     """Raise an error where the derivative falls as the prediction rises.
 

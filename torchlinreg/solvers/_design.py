@@ -120,7 +120,7 @@ def _orthonormal(problem: Problem, geometry: Geometry) -> Design:
 def _design(
     problem: Problem, center: np.ndarray, transform: np.ndarray, penalty: Penalty | None, ridge: np.ndarray
 ) -> Design:
-    blocks = problem.blocks.counting()
+    blocks = problem.blocks.weighted_rows()
     return Design(
         blocks=_in_coordinates(blocks, center, transform, problem.fit_intercept),
         share=blocks.share,

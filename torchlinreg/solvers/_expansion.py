@@ -10,7 +10,7 @@ import torch
 
 from torchlinreg._blocks import Block
 from torchlinreg._moments import symmetric, upper_gram
-from torchlinreg.losses import Loss
+from torchlinreg.losses import Loss, is_known
 from torchlinreg.solvers._design import Design
 
 # Curvatures below this share of the largest, negatively, are more than rounding; differences of a derivative
@@ -161,7 +161,7 @@ class Objective:
         prediction, target = self._in_scales(block, prediction, scale)
         value, first = self.loss.value(prediction, target), self.loss.derivative(prediction, target)
         second = self.loss.curvature(prediction, target)
-        if not self.loss.curvature_is_stepwise:
+        if not is_known(self.loss):
             second = _convex_curvature(self.loss, prediction, target, second)
         if block.weight is not None:
             value, first, second = value * block.weight, first * block.weight, second * block.weight

@@ -11,6 +11,7 @@ Of many rows only those near the kinks take part; without penalty, 1e6 x 10 take
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -63,9 +64,9 @@ PATIENCE = 8
 EARLY = 0.5
 # With a ridge it is tried later, and where the gap falls by so much in a step: most kinks are then known.
 EARLY_WITH_RIDGE, FAST = 0.1, 0.03
-# A ridge of this over the number of rows, in units of the objective, decides among several optima, to that
-# tolerance. Objectives this close, relatively, are the same.
-PULL, PULLED_TOL, SAME, PERFECT = 1e-2, 1e-14, 1e-12, 1e-3
+# Ridges that decide among several optima of a loss with slopes of about 1, to that tolerance. Objectives this
+# close, relatively, are the same.
+PULLS, PULLED_TOL, SAME = (1e-2, 1e-4, 1e-6), 1e-14, 1e-12
 # Rows times squared columns up to which steps may be found by QR, where a Gram matrix has lost the digits.
 LARGEST_QR = 3 * 10**8
 
@@ -119,17 +120,25 @@ class _Factor:
         return result
 
 
-def _solved(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> Iterate:
+def _solved(
+    program: Program, theta: np.ndarray, center: Callable[[], np.ndarray], tol: float, max_iter: int
+) -> Iterate:
     """The optimum; of many rows from those near the kinks (Portnoy, Koenker 1997, section 4).
 
     A sample of the rows gives a model near the optimum. Rows far from its kinks, as long as they remain on
     their side, have the loss of their mean. Those that change sides are added and the others solved again: it
-    ends with the optimum of all rows.
+    ends with the optimum of all rows. Of several optima it is the one nearest to `center`: the optima of all
+    rows are among those of the rows that take part.
     """
+
+    def optimum(program: Program, theta: np.ndarray, limit: int) -> Iterate:
+        found = _interior_point(program, theta, tol, limit)
+        return _nearest(program, found, center, limit - found.n_iter)
+
     n_rows = len(program.y)
     n_sample = int(SAMPLE * (n_rows * len(theta)) ** (2 / 3))
     if n_rows < SAMPLED_ROWS or 2 * KEPT * n_sample > n_rows:
-        return _nearest(program, _interior_point(program, theta, tol, max_iter))
+        return optimum(program, theta, max_iter)
     index = torch.from_numpy(np.unique(np.random.default_rng(0).integers(n_rows, size=n_sample)))
     index = index.to(program.y.device)
     weight = program.weight[index]
@@ -153,34 +162,44 @@ def _solved(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> I
             torch.cat([program.y[index], y]),
             torch.cat([program.weight[index], weight]),
         )
-        found = _interior_point(part, found.theta, tol, max_iter - n_iter)
+        found = optimum(part, found.theta, max_iter - n_iter)
         n_iter += found.n_iter
         values = program.values(found.theta)
         wrong = (_side(program, values) != side) & ~kept
         if not bool(wrong.any()):
             return replace(found, n_iter=n_iter, objective=program.objective(found.theta, values))
         kept |= wrong
-    found = _interior_point(program, found.theta, tol, max(max_iter - n_iter, 0))
+    found = optimum(program, found.theta, max(max_iter - n_iter, 0))
     return replace(found, n_iter=n_iter + found.n_iter)
 
 
-def _nearest(program: Program, found: Iterate) -> Iterate:
-    """Of several optima of a linear program the one nearest to the best constant, whatever the rows' order.
+def _nearest(program: Program, found: Iterate, center: Callable[[], np.ndarray], max_iter: int) -> Iterate:
+    """Of several optima of a linear program the one nearest to `center`.
 
-    A ridge so small that it moves no optimum decides.
+    A ridge decides: the largest that leaves the objective where it is, as it tells optima apart best.
     """
     if program.has_ridge or found.out_of_steps or not is_one_of_several(program, found):
         return found
-    size = PULL / program.n_all * min(found.objective, 1.0)
-    ridge = np.where(program.free, size, 0.0)
-    pulled = replace(program, ridge=ridge if program.ridge.ndim == 1 else np.diag(ridge))
-    nearest = _interior_point(pulled, found.theta, PULLED_TOL, DEFAULT_MAX_ITER)
-    values = program.values(nearest.theta)
-    objective = program.objective(nearest.theta, values)
-    if objective > found.objective * (1 + SAME) + SAME * PERFECT:
-        return found
-    gap = min(found.gap, program.gap(nearest.theta, values, nearest.dual))
-    return replace(nearest, objective=objective, gap=gap, n_iter=found.n_iter + nearest.n_iter)
+    there = center()
+    moved = replace(program, y=program.y - program.rows.times(there))
+    n_iter = found.n_iter
+    for pull in PULLS:
+        ridge = np.where(program.free, pull, 0.0)
+        pulled = replace(moved, ridge=ridge if program.ridge.ndim == 1 else np.diag(ridge))
+        # Not from the vertex found: where many rows are met exactly, steps stay short.
+        start = _inside(np.zeros_like(ridge), program.lower, program.upper, pulled.ridge)
+        start = np.where(program.free, start, found.theta)
+        nearest = _interior_point(pulled, start, PULLED_TOL, max_iter - n_iter + found.n_iter)
+        n_iter += nearest.n_iter
+        if nearest.out_of_steps:
+            break
+        theta = nearest.theta + there
+        values = program.values(theta)
+        objective = program.objective(theta, values)
+        if objective <= found.objective * (1 + SAME) + ROUNDING:
+            gap = min(found.gap, program.gap(theta, values, nearest.dual))
+            return replace(nearest, theta=theta, objective=objective, gap=gap, n_iter=n_iter)
+    return replace(found, n_iter=n_iter)
 
 
 def _part(program: Program, X: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> Program:
@@ -241,12 +260,13 @@ def _interior_point(program: Program, theta: np.ndarray, tol: float, max_iter: i
         # Once complementarity is far below what rounding leaves of stationarity, steps gain nothing.
         waited += total < 1e-6 * slack and by_rows
         last = done or waited >= PATIENCE or n_iter == max_iter
-        guesses = []
-        if program.has_ridge and total <= FAST * total_before:
-            guesses = [vertex_of_kinks] if gap * program.n_all <= EARLY_WITH_RIDGE * small else []
-        elif not program.has_ridge and gap * program.n_all <= EARLY * small:
-            guesses = [vertex_of_weights]
-        for vertex in (guess(program, state) for guess in [*guesses, *([vertex_of_kinks] if last else [])]):
+        if program.has_ridge:
+            near_vertex = gap * program.n_all <= EARLY_WITH_RIDGE * small and total <= FAST * total_before
+            guesses = [vertex_of_kinks] if near_vertex or last else []
+        else:
+            near_vertex = gap * program.n_all <= EARLY * small
+            guesses = [vertex_of_weights] * near_vertex + [vertex_of_kinks] * last
+        for vertex in (guess(program, state) for guess in guesses):
             if vertex is not None:
                 found.append(vertex)
                 if vertex.gap <= max(1e-3 * tol * small, 100 * rounding):
@@ -373,8 +393,6 @@ def _least(values: torch.Tensor) -> float:
 
 def _best_constant(y: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinear) -> float:
     """The constant prediction of least loss; the least of several."""
-    stride = 1 + len(y) // MEDIAN_ROWS
-    y, weight = y[::stride], weight[::stride]
     kinks = torch.cat([y - position for position in pieces.positions])
     mass = torch.cat([jump * weight for jump in pieces.jumps])
     kinks, order = torch.sort(kinks)
@@ -416,7 +434,8 @@ def _solve_target(
     max_iter: int,
 ) -> _Target:
     """Scale one target to residuals of size 1, and solve."""
-    constant = _best_constant(y, weight, pieces) if n_intercepts else 0.0
+    some = slice(None, None, 1 + len(y) // MEDIAN_ROWS)
+    constant = _best_constant(y[some], weight[some], pieces) if n_intercepts else 0.0
     y = y - constant
     base = _mean_loss(y, weight, pieces)
     l1, lower, upper, ridge, held, by_rows = columns
@@ -434,7 +453,13 @@ def _solve_target(
             rows, y / size, weight, scaled, l1, lower, upper, ridge * size, ~held, by_rows, len(y)
         )
         theta = np.where(held, resting, _inside(theta, lower, upper, ridge * size))
-        found = _solved(program, theta, tol, max_iter)
+
+        def best_constant() -> np.ndarray:
+            center = np.zeros_like(theta)
+            center[:n_intercepts] = _best_constant(program.y, weight, scaled)
+            return center
+
+        found = _solved(program, theta, best_constant, tol, max_iter)
         theta, gap, n_iter, converged = found.theta, found.gap, max(found.n_iter, 1), not found.out_of_steps
         if base == 0:  # and the coefficients that it belongs to are beyond a bound
             base = size * program.objective(resting, program.values(resting))

@@ -20,7 +20,7 @@ import torch
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
-from torchlinreg.losses import LOSSES, AbsoluteError, CallableLoss, Loss, check_convex
+from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 from torchlinreg.solvers._design import Design, design_of
 from torchlinreg.solvers._expansion import Expansion, Objective
 from torchlinreg.solvers._interior_point import solve_interior_point
@@ -285,12 +285,12 @@ def _first(
     y = design.blocks.y[:, objective.target]
     constant = model.feasible(_constant_prediction(design, objective.target))
     fitted = model.feasible(design.start[:, objective.target])
-    spread = float((y - y.mean()).square().mean().sqrt()) or 1.0
+    spread = 1.0 if is_known(loss) else float((y - y.mean()).square().mean().sqrt()) or 1.0
     if isinstance(loss, CallableLoss):
         # Not at a constant, where the mean of the predictions would pass for one of them.
         noise = torch.randn(len(y), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         loss.check(y + spread * noise.to(y.device), y)
-    if type(loss) not in LOSSES.values():
+    if not is_known(loss):
         check_convex(loss, y[:: max(1, len(y) // PROBED_ROWS)], spread)
     if loss.estimates_scale:
         constant, fitted = (np.append(each, objective.scale_at(each)) for each in (constant, fitted))
