@@ -16,6 +16,7 @@ ORDER = [
     "torchlinreg._compensated",
     "torchlinreg._checks",
     "torchlinreg._threads",
+    "torchlinreg._gram",
     "torchlinreg._blocks",
     "torchlinreg._moments",
     "torchlinreg._exact_moments",

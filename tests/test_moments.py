@@ -14,7 +14,8 @@ from scipy import sparse
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._moments import SMALL_ROWS, WIDE, Frame, Moments, MomentsOf, choose_frame
+from torchlinreg._gram import NARROW, PANELS, SHARED, SMALL_ROWS
+from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
 
@@ -315,15 +316,16 @@ def test_sparse_rows_have_the_moments_of_dense_ones(rows):
 
 
 # Widths and lengths around those where the product of the columns changes its way.
-WIDTHS = [1, 13, 14, 15, 47, 61, 62, 63, 64, 95, 250, WIDE - 3, WIDE - 2, WIDE - 1, WIDE, WIDE + 1, 512, 600]
+EDGES = [NARROW, *(most for most, _ in PANELS)]
+WIDTHS = [1, 13, 21, 22, 23, 45, 46, 69, 95, 250, *(edge - 3 + over for edge in EDGES for over in (0, 1)), SHARED]
 LENGTHS = [1, 2, SMALL_ROWS - 1, SMALL_ROWS, SMALL_ROWS + 1, 3001]
 
 
 def test_no_memory_is_left_as_it_was(monkeypatch):
     """The triangle that does not count is computed with, and pickled, as well."""
-    rows = np.random.default_rng(0).standard_normal((SMALL_ROWS, WIDE + 20))
+    rows = np.random.default_rng(0).standard_normal((SMALL_ROWS, 520))
     monkeypatch.setattr(torch, "empty", lambda *size, **options: torch.full(*size, np.nan, **options))
-    raw = Problem(as_row_blocks(rows, rows[:, 0], None), ridge(0.0, WIDE + 20)).moments.raw
+    raw = Problem(as_row_blocks(rows, rows[:, 0], None), ridge(0.0, 520)).moments.raw
     assert bool(raw.isfinite().all())
 
 

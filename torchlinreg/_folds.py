@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from torchlinreg._blocks import Block, RowBlocks
-from torchlinreg._moments import Frame, Moments, MomentsOf, reads_in_place
+from torchlinreg._moments import Frame, Moments, MomentsOf
 from torchlinreg._problem import rows_at_once
 
 # Rows of up to so many runs are read as slices; a gather of 1e5 x 50 rows costs as much as their moments.
@@ -150,9 +150,8 @@ def _partitions(splits: list[Split], n_samples: int) -> Iterator[tuple[int, int]
 
 
 def _moments_of_rows(blocks: RowBlocks, frame: Frame) -> Callable[[Rows], Moments]:
-    in_place = reads_in_place(frame, blocks)
-    of = MomentsOf(frame, in_place)
-    n_at_once = rows_at_once(blocks, in_place) if blocks.in_place else blocks.rows_per_block
+    of = MomentsOf(frame)
+    n_at_once = rows_at_once(blocks)
 
     def moments_of_rows(rows: Rows) -> Moments:
         parts = rows.blocks_of(blocks, n_at_once)

@@ -13,25 +13,15 @@ import torch
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._gram import UpperGram, columns_at_once
 
 HEAD_ROWS = 256
-# Products of fewer rows are NumPy's: torch's threads may take milliseconds to wake.
-SMALL_ROWS = 1024
 # Squares of numbers within these bounds neither overflow nor underflow, even summed over 1e12 rows.
 SAFE_RANGE = (1e-140, 1e140)
 # Splitting a float64 for an error-free product multiplies it by 2**27.
 LARGEST_MOMENT = 1e280
 # Sums of squares below this have lost digits to underflow.
 SMALLEST_SQUARES = 1e-250
-# On a CPU, products of BATCHES stacks of rows run one per core without splitting a product among threads, and
-# panels of columns leave out most of the lower triangle. On two cores, against a symmetric product of
-# OpenBLAS: 1e6 x 12: 5 against 12 ms; 2e5 x 102: 28 against 50 ms. Wide columns need no stacks: 20,000 x 1000
-# takes 143 against 158 ms. All of it is torch's, since its threads and those of NumPy's and SciPy's libraries
-# hinder each other where they take turns.
-BATCHES = 8
-NARROW, NARROW_PANEL, PANEL, WIDE_PANEL = 64, 16, 48, 128
-# Rows from this width on are multiplied in such panels, and read where they are.
-WIDE = 400
 
 
 class Frame(NamedTuple):
@@ -68,8 +58,8 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     if fit_intercept:
         shift[1:] = _round_mean(columns.mean(0), highest, lowest)
         features = slice(1, 1 + blocks.n_features)
-        if blocks.is_sparse or _is_near_zero(columns[:, : blocks.n_features], shift[features]):
-            shift[features] = 0  # a shift would fill the zeros, or copy the rows for little
+        if blocks.is_sparse:
+            shift[features] = 0  # a shift would fill the zeros
     if largest is None:
         magnitude = np.maximum(np.abs(highest - shift[1:]), np.abs(lowest - shift[1:]))
     else:
@@ -92,13 +82,6 @@ def _round_mean(mean: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np
     return np.where(spread > 0, np.rint(mean / unit) * unit, highest)
 
 
-def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:
-    """Whether wide rows may stay where they are: offsets of eight standard deviations cost two digits."""
-    if columns.shape[1] < WIDE:
-        return False
-    return bool((np.abs(shift) <= 8 * columns.std(0)).all())
-
-
 def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
     """The largest ``|column - shift|`` of x and y; a pass over the rows."""
 
@@ -110,72 +93,6 @@ def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
         return columns.amax(0)
 
     return blocks.map_reduce(of, torch.maximum, dense=True)
-
-
-def reads_in_place(frame: Frame, blocks: RowBlocks) -> bool:
-    """Whether passes take x from where it is, because the frame leaves it so and it is wide.
-
-    A copy of narrow rows costs less than the border's separate products.
-    """
-    if not blocks.in_place or blocks.n_features < WIDE or blocks.device.type != "cpu":
-        return False
-    if blocks.weight is not None or blocks.dtype is not torch.float64 or frame.scale is not None:
-        return False
-    return not frame.shift[1 : 1 + blocks.n_features].any()
-
-
-class BorderedRows(NamedTuple):
-    """The columns ``[1, x, y]`` of a block in a frame that leaves x as it is: x itself, and ``[1, y]``."""
-
-    X: torch.Tensor  # shape: (n_rows, n_features)
-    border: torch.Tensor  # shape: (n_rows, 1 + n_targets)
-
-    def gram(self) -> torch.Tensor:
-        """``rows.T @ rows``, of which the upper triangle counts."""
-        n_features = self.X.shape[1]
-        order = torch.tensor([0, *range(1 + n_features, n_features + self.border.shape[1])])
-        features = slice(1, 1 + n_features)
-        gram = torch.zeros((n_features + self.border.shape[1],) * 2, dtype=torch.float64)
-        _wide_gram(self.X, gram[features, features])
-        cross = self.border.mT @ self.X
-        gram[order, features] = cross
-        gram[features, order] = cross.T
-        gram[order[:, None], order] = self.border.T @ self.border
-        return gram
-
-
-class ShiftedRows:
-    """Callable that gives a block's columns ``[1, x, y]`` in a frame, each row times sqrt(weight).
-
-    The result lives in one buffer that the next call overwrites: a fresh one per block costs more in
-    page faults than the arithmetic. With `in_place` (see `reads_in_place`), x is not copied at all.
-    """
-
-    def __init__(self, frame: Frame, in_place: bool = False) -> None:
-        self.frame = frame
-        self.in_place = in_place
-        self._buffer: torch.Tensor | None = None
-
-    def __call__(self, block: Block) -> torch.Tensor | BorderedRows:
-        assert block.X is not None
-        n_rows, n_features = block.X.shape
-        shift, scale = self.frame
-        if self.in_place:
-            border = torch.cat([torch.ones_like(block.y[:, :1]), block.y - shift[1 + n_features :]], dim=1)
-            return BorderedRows(block.X, border)
-        if self._buffer is None or len(self._buffer) < n_rows:
-            self._buffer = torch.empty((n_rows, len(shift)), dtype=torch.float64, device=shift.device)
-            self._buffer[:, 0] = 1
-        rows = self._buffer[:n_rows]
-        torch.sub(block.X, shift[1 : 1 + n_features], out=rows[:, 1 : 1 + n_features])
-        torch.sub(block.y, shift[1 + n_features :], out=rows[:, 1 + n_features :])
-        if scale is not None:
-            rows *= scale
-        if block.weight is not None:
-            root = block.weight.sqrt()
-            rows *= root[:, None]
-            rows[:, 0] = root
-        return rows
 
 
 @dataclass(frozen=True)
@@ -219,18 +136,43 @@ class Moments:
 class MomentsOf:
     """``Moments`` of a block in a given frame."""
 
-    def __init__(self, frame: Frame, in_place: bool = False) -> None:
+    def __init__(self, frame: Frame) -> None:
         self.frame = frame
-        self._rows = ShiftedRows(frame, in_place)
+        self._gram = UpperGram(len(frame.shift), frame.shift.device, has_ones=True)
+        self._is_shifted = bool(frame.shift.any())
 
     def __call__(self, block: Block) -> Moments:
-        if block.csr is None:
-            rows = self._rows(block)
-            raw = rows.gram() if isinstance(rows, BorderedRows) else upper_gram(rows)
-            return Moments(self.frame, raw, len(block.y))
-        with np.errstate(invalid="ignore"):  # infinity times a zero weight; found out by the NaN it leaves
-            raw = self._of_csr(block)
+        if block.csr is not None:
+            with np.errstate(invalid="ignore"):  # infinity times a zero weight; found out by the NaN it leaves
+                raw = self._of_csr(block)
+        else:
+            root = None if block.weight is None else block.weight.sqrt()[:, None]
+            raw = self._gram(len(block.y), lambda part, out: self._write(block, root, part, out))
         return Moments(self.frame, raw, len(block.y))
+
+    def _write(self, block: Block, root: torch.Tensor | None, part: slice, out: torch.Tensor) -> None:
+        """The columns ``[1, x, y]`` of some rows in the frame, each row times sqrt(weight)."""
+        assert block.X is not None
+        X, y = block.X[part], block.y[part]
+        shift, scale = self.frame
+        n_features = X.shape[1]
+        n_at_once = columns_at_once(len(X), 1 + n_features)
+        # Roots and a single target are first written into neighbours that x and then they overwrite.
+        if root is not None:
+            out[:, :n_at_once] = 1
+        first_of_y = 1 + n_features if y.shape[1] > 1 else len(shift) - n_at_once
+        torch.sub(y.expand(-1, len(shift) - first_of_y), shift[1 + n_features :], out=out[:, first_of_y:])
+        inside = out[:, 1 : 1 + n_features]
+        if X.dtype is torch.float64:
+            torch.sub(X, shift[1 : 1 + n_features], out=inside)
+        else:  # faster than to convert and subtract at once
+            inside.copy_(X)
+            if self._is_shifted:
+                inside -= shift[1 : 1 + n_features]
+        if scale is not None:
+            out *= scale
+        if root is not None:
+            out *= root[part]
 
     def _of_csr(self, block: Block) -> torch.Tensor:
         """Straight from the stored entries; the frame does not shift x."""
@@ -258,36 +200,6 @@ class MomentsOf:
         raw[np.ix_(inside, order)] = cross
         raw[np.ix_(order, inside)] = cross.T
         return torch.from_numpy(raw)
-
-
-def upper_gram(rows: torch.Tensor) -> torch.Tensor:
-    """``rows.T @ rows``, of which the upper triangle counts."""
-    n_rows, n_columns = rows.shape
-    if rows.is_cuda:
-        return rows.T @ rows
-    if n_columns >= WIDE:
-        return _wide_gram(rows, torch.zeros((n_columns, n_columns), dtype=rows.dtype))
-    if n_rows < SMALL_ROWS:
-        array = rows.numpy()
-        with np.errstate(invalid="ignore", over="ignore"):
-            return torch.from_numpy(array.T @ array)
-    length = n_rows // BATCHES
-    batches = rows[: length * BATCHES].view(BATCHES, length, n_columns)
-    rest = rows[length * BATCHES :]
-    gram = rest.T @ rest
-    width = NARROW_PANEL if n_columns <= NARROW else PANEL
-    for start in range(0, n_columns, width):
-        stop = start + width
-        gram[start:stop, start:] += torch.bmm(batches[:, :, start:stop].mT, batches[:, :, start:]).sum(0)
-    return gram
-
-
-def _wide_gram(rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """The same into `out`, whose lower triangle is mostly left as it is."""
-    for start in range(0, rows.shape[1], WIDE_PANEL):
-        panel = slice(start, start + WIDE_PANEL)
-        torch.mm(rows[:, panel].T, rows[:, start:], out=out[panel, start:])
-    return out
 
 
 def symmetric(upper: torch.Tensor) -> torch.Tensor:

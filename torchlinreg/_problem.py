@@ -16,29 +16,18 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from torchlinreg._blocks import WIDE_BLOCK_ROWS, RowBlocks
+from torchlinreg._blocks import RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._moments import (
-    WIDE,
-    Frame,
-    Moments,
-    MomentsOf,
-    choose_frame,
-    largest_magnitudes,
-    reads_in_place,
-)
+from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
 from torchlinreg._penalty import Penalty
 from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf
 from torchlinreg._standardised import Standardised, standardised
 from torchlinreg.losses import Loss, SquaredError
 
-# Blocks of rows that are read where they are: a gradient reads them twice and wants them in the cache in
-# between (2e5 x 100: 24 ms, against 39 ms without); a symmetric product wants them large.
+# A gradient reads rows twice and wants them in the cache in between (2e5 x 100: 24 ms, against 39 ms without).
 GRADIENT_BLOCK_BYTES = 2 * 2**20
-GRAM_BLOCK_BYTES = 256 * 2**20
-# Moments of narrow rows are quicker in larger blocks than exact slices, whose blocks are small for the cache:
-# 1e6 x 30 in 50 ms, against 70; 1e5 x 300 in 100, against 125.
-BLOCKS_AT_ONCE = 4
+# Moments take rows that are read where they are this many blocks at a time: each sum costs a little.
+BLOCKS_AT_ONCE = 16
 
 
 SQUARED_ERROR = SquaredError()
@@ -91,12 +80,11 @@ class Problem:
 
     def _moments_in(self, frame: Frame) -> Moments:
         blocks = self.blocks
-        in_place = reads_in_place(frame, blocks)
         return blocks.map_reduce(
-            MomentsOf(frame, in_place),
+            MomentsOf(frame),
             Moments.merge,
             dense=not blocks.is_sparse,
-            rows_in_place=rows_at_once(blocks, in_place),
+            rows_in_place=rows_at_once(blocks),
         )
 
     @cached_property
@@ -114,8 +102,7 @@ class Problem:
     ) -> np.ndarray:
         """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
         of = GradientOf(frame, design, responses, coef)
-        wide = self.blocks.n_features >= WIDE
-        rows_in_place = (GRAM_BLOCK_BYTES if wide else GRADIENT_BLOCK_BYTES) // (8 * self.blocks.n_features)
+        rows_in_place = GRADIENT_BLOCK_BYTES // (8 * self.blocks.n_features)
         return of.finish(self.blocks.map_reduce(of, torch.add, dense=True, rows_in_place=rows_in_place))
 
     def exact_gradient(
@@ -131,11 +118,6 @@ class Problem:
         return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()
 
 
-def rows_at_once(blocks: RowBlocks, in_place: bool) -> int:
-    """How many rows of those that need no copy moments take at once; see `reads_in_place`."""
-    if in_place:
-        return max(1, GRAM_BLOCK_BYTES // (8 * blocks.n_features))
-    # float32 rows are converted, which would be a second large block; smaller blocks are as the user wants.
-    large = blocks.dtype is torch.float64 and blocks.n_features < WIDE
-    large = large and blocks.rows_per_block >= WIDE_BLOCK_ROWS
-    return blocks.rows_per_block * (BLOCKS_AT_ONCE if large else 1)
+def rows_at_once(blocks: RowBlocks) -> int:
+    """How many rows of a user's memory moments take at once."""
+    return blocks.rows_per_block * (BLOCKS_AT_ONCE if blocks.in_place else 1)

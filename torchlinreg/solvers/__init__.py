@@ -18,7 +18,6 @@ from torchlinreg.solvers._geometry import Geometry, geometry_of_accumulated
 from torchlinreg.solvers._interior_point import solve_interior_point
 from torchlinreg.solvers._least_norm import with_least_norm
 from torchlinreg.solvers._newton import solve_newton
-from torchlinreg.solvers._normal import TORCH_SIZE
 from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
 from torchlinreg.solvers._proximal import solve_active_set, solve_moments
 from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train, train_one_pass
@@ -81,6 +80,8 @@ SOLVERS = {
 }
 # Optimizers of torch follow the gradients of these losses, and take a proximal step for penalties without.
 TRAINED_LOSSES = ("quadratic", "smooth")
+# Up to so many features NumPy's and SciPy's libraries start no threads.
+SINGLE = 32
 # Where a small ridge decides among optima, its own optimum must be known to rounding.
 LEAST_TOL = 1e-18
 
@@ -95,7 +96,7 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
     """
     run = choose_solver(name, problem)
     if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
-        if problem.blocks.n_features < TORCH_SIZE:  # all that NumPy and SciPy are given is small
+        if problem.blocks.n_features <= SINGLE:
             return run(problem, tol, max_iter)
         with torch_first():
             return run(problem, tol, max_iter)

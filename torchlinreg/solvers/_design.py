@@ -7,11 +7,13 @@ columns nearly depend on each other or are more than the rows, orthonormal ones 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from torchlinreg._blocks import Block, RowBlocks, Source, tensor_blocks
+from torchlinreg._gram import UpperGram
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg.solvers._geometry import Geometry, geometry_of
@@ -53,6 +55,11 @@ class Design:
         start[: int(self.fit_intercept)] -= shift
         y = self.blocks.y - torch.from_numpy(shift).to(self.blocks.device)
         return replace(self, blocks=self.blocks.with_targets(y), start=start)
+
+    @cached_property
+    def upper_gram(self) -> UpperGram:
+        """Of the columns; one for all passes, which keeps its buffer."""
+        return UpperGram(self.n_columns, self.blocks.device)
 
     @property
     def features(self) -> slice:

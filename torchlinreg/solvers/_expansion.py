@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from torchlinreg._blocks import Block
-from torchlinreg._moments import symmetric, upper_gram
+from torchlinreg._moments import symmetric
 from torchlinreg.losses import Loss, is_known
 from torchlinreg.solvers._design import Design
 
@@ -88,7 +88,7 @@ class Objective:
             here = self._derivatives(block, predictions[0], scale)
             result = torch.zeros((n_columns + 5, max(1, n_columns)), dtype=torch.float64, device=rows.device)
             if near is None:
-                result[:n_columns, :n_columns] = upper_gram(rows * here.second.sqrt()[:, None])
+                result[:n_columns, :n_columns] = self.design.upper_gram.of_scaled(rows, here.second.sqrt())
             else:
                 before = self._curvature_before(block, predictions[1:], scales[1:])
                 result[:n_columns, :n_columns] = _gram_of_change(rows, here.second - before)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from torchlinreg._blocks import RowBlocks
-from torchlinreg._moments import upper_gram
+from torchlinreg._gram import UpperGram
 from torchlinreg.losses import PiecewiseLinear
 
 
@@ -35,7 +35,7 @@ class Rows:
             self._whole = next(blocks.large(blocks.n_samples)).X
             assert self._whole is not None
             self._columns = self._whole.T.contiguous()  # whose products with vectors are faster by far
-        self._buffer = torch.empty((0, self.n_columns), dtype=torch.float64, device=self.device)
+        self._upper_gram = UpperGram(self.n_columns, self.device)
 
     def _parts(self) -> Iterator[tuple[slice, torch.Tensor]]:
         if self._whole is not None:
@@ -49,12 +49,10 @@ class Rows:
 
     def gram(self, weight: torch.Tensor) -> np.ndarray:
         """The weighted Gram matrix, of which the upper triangle counts."""
-        root = weight.sqrt()[:, None]
+        root = weight.sqrt()
         total: torch.Tensor | None = None
         for part, X in self._parts():
-            if len(self._buffer) < len(X):
-                self._buffer = torch.empty_like(X)
-            gram = upper_gram(torch.mul(X, root[part], out=self._buffer[: len(X)]))
+            gram = self._upper_gram.of_scaled(X, root[part])
             total = gram if total is None else total.add_(gram)
         assert total is not None
         return total.cpu().numpy()

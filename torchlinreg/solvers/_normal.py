@@ -14,9 +14,8 @@ from torchlinreg import _compensated as dd
 
 DoubleDouble = tuple[np.ndarray, np.ndarray]
 
-# Matrices from this size on go to torch, whose threads have just formed the Gram matrix: idle threads keep a
-# core busy for a while, and those of another library then wait. Smaller ones need no threads.
-TORCH_SIZE = 33
+# Matrices from this size on go to torch and its threads.
+TORCH_SIZE = 200
 POWER_STEPS = 7
 MAX_REFINEMENTS = 30
 

@@ -16,7 +16,7 @@ from scipy.linalg import blas
 from torchlinreg._blocks import RowBlocks, tensor_blocks
 from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
 from torchlinreg._penalty import Penalty
-from torchlinreg._problem import GRAM_BLOCK_BYTES, Problem
+from torchlinreg._problem import Problem
 from torchlinreg._residuals import DEPTHS
 from torchlinreg._solution import Solution, Status
 from torchlinreg._standardised import CONSTANT, Standardised
@@ -24,6 +24,8 @@ from torchlinreg.solvers._exact import GRAM_ROUNDOFF
 from torchlinreg.solvers._normal import cholesky, extreme_singular_values
 from torchlinreg.solvers._quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
 
+# Rows that are read where they are are multiplied with residuals so many bytes at a time.
+PRODUCT_BYTES = 256 * 2**20
 # The first working set, and the least number of columns that are added to one.
 SMALLEST_SET = 150
 FIRST_ROWS = 32
@@ -255,7 +257,7 @@ class _Columns:
         """``columns.T @ (share * residual)``; a pass. Shape: (n_features, n_targets)."""
         blocks = self.blocks
         right = self.share[:, None] * torch.from_numpy(residual).to(blocks.device)
-        rows = max(1, GRAM_BLOCK_BYTES // (8 * blocks.n_features))
+        rows = max(1, PRODUCT_BYTES // (8 * blocks.n_features))
         total = torch.zeros((blocks.n_features, right.shape[1]), dtype=torch.float64, device=blocks.device)
         start = 0
         shift = self._shift

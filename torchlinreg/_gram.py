@@ -1,0 +1,151 @@
+"""The product of rows with themselves, which is most of a fit's time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+# Fewer numbers are multiplied at once; fewer rows by NumPy, since torch's threads may take milliseconds to wake.
+SMALL = 2**18
+SMALL_ROWS = 1024
+# On a CPU, rows are written into a buffer of which each core's share stays in its second-level cache, and are
+# multiplied there: one stack of rows per core, and panels of columns that leave out most of the lower
+# triangle. Panels are whole numbers of the 24 columns that kernels take at a time, counted from the last
+# column, and begin on lines of the cache.
+STACK_BYTES = 2 * 2**20
+NARROW, NARROW_STACK_BYTES = 64, 8 * 2**20
+PANELS = ((256, 24), (512, 48))  # up to so many columns: so many to a panel
+WIDE_PANEL = 72
+PARTS, SMALL_BYTES = 4, 2**20  # of fewer rows the buffer takes so many parts, or parts of so many bytes
+LINE = 8  # numbers in a line of the cache
+# Of more columns, the sums of each core's stack would fill its cache: all cores share one stack. It holds
+# more rows, or to read and write the sums would take as long as the products.
+SHARED = 1200
+SHARED_ROWS, SHARED_BYTES = 2048, 64 * 2**20
+# There is no cache to care for, and few calls are better.
+CUDA_BYTES = 256 * 2**20
+# torch gives fewer numbers to one thread.
+PARALLEL = 32768
+
+
+class UpperGram:
+    """``rows.T @ rows`` of rows that the caller writes into a buffer, some at a time.
+
+    The buffer is kept for further calls. Only the upper triangle of a result counts. With `has_ones`, the
+    first column is 1 unless it is written.
+    """
+
+    def __init__(self, n_columns: int, device: torch.device, *, has_ones: bool = False) -> None:
+        self._n_columns = n_columns
+        self._device = device
+        self._has_ones = has_ones
+        self._buffer: _Buffer | None = None
+
+    def __call__(self, n_rows: int, write: Callable[[slice, torch.Tensor], object]) -> torch.Tensor:
+        """The product of `n_rows` rows, of which ``write(part, out)`` writes those of a slice."""
+        if n_rows * self._n_columns < SMALL and self._device.type == "cpu":
+            rows = torch.empty((n_rows, self._n_columns), dtype=torch.float64)
+            if self._has_ones:
+                rows[:, 0] = 1
+            write(slice(0, n_rows), rows)
+            return _small_gram(rows)
+        if self._buffer is None or self._buffer.is_too_small_for(n_rows):
+            self._buffer = _Buffer(n_rows, self._n_columns, self._device)
+            if self._has_ones:
+                self._buffer.rows[:, : columns_at_once(*self._buffer.rows.shape)] = 1
+        buffer = self._buffer
+        for start in range(0, n_rows, len(buffer.rows)):
+            part = slice(start, min(start + len(buffer.rows), n_rows))
+            n_written = part.stop - start
+            write(part, buffer.rows[:n_written])
+            if n_written < len(buffer.rows):
+                buffer.rows[n_written:] = 0
+            buffer.add_products()
+        if self._has_ones:
+            buffer.rows[n_written:, 0] = 1
+        return buffer.take_sum()
+
+    def of_scaled(self, rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The product of rows times a factor each, shape (n_rows,)."""
+        factor = factor[:, None]
+        return self(len(rows), lambda part, out: torch.mul(rows[part], factor[part], out=out))
+
+
+class _Buffer:
+    """Rows for the cores' caches, what is multiplied with what, and the sums of the products so far."""
+
+    def __init__(self, n_rows: int, n_columns: int, device: torch.device) -> None:
+        n_stacks = torch.get_num_threads() if device.type == "cpu" and n_columns <= SHARED else 1
+        self._most_rows = _rows_at_once(n_columns, n_stacks, device)
+        # Fresh memory costs more than to write to it again. Parts are of equal lengths, so that none is mostly
+        # zeros.
+        n_parts = max(-(-n_rows // self._most_rows), min(PARTS, 8 * n_rows * n_columns // SMALL_BYTES))
+        length = -(-n_rows // (n_parts * n_stacks))
+        n_lines = -(-n_columns // LINE) | 1  # an odd number, lest rows compete for the same sets of the cache
+        before = LINE * n_lines - n_columns if n_columns > NARROW else 0
+        options = {"dtype": torch.float64, "device": device}
+        self.rows = torch.empty((length * n_stacks, before + n_columns), **options)[:, before:]
+        self._panels = _panels(n_columns)
+        stacks = self.rows.unflatten(0, (n_stacks, length))
+        self._factors = [(stacks[:, :, panel].mT, stacks[:, :, panel.start :]) for panel in self._panels]
+        # One tensor for each: torch copies parts of larger ones to and fro.
+        self._sums = [
+            torch.zeros((n_stacks, left.shape[1], right.shape[2]), **options) for left, right in self._factors
+        ]
+
+    def is_too_small_for(self, n_rows: int) -> bool:
+        """Whether another buffer would take so many rows in fewer parts by far."""
+        return PARTS * len(self.rows) < min(n_rows, self._most_rows)
+
+    def add_products(self) -> None:
+        for total, (left, right) in zip(self._sums, self._factors, strict=True):
+            total.baddbmm_(left, right)
+
+    def take_sum(self) -> torch.Tensor:
+        """The sum of the products, which begins at 0 again."""
+        n_columns = self.rows.shape[1]
+        result = self.rows.new_zeros((n_columns, n_columns))
+        for total, panel in zip(self._sums, self._panels, strict=True):
+            torch.sum(total, 0, out=result[panel, panel.start :])
+            total.zero_()
+        return result
+
+
+def _small_gram(rows: torch.Tensor) -> torch.Tensor:
+    if len(rows) >= SMALL_ROWS:
+        return rows.T @ rows
+    array = rows.numpy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        return torch.from_numpy(array.T @ array)
+
+
+def columns_at_once(n_rows: int, n_columns: int) -> int:
+    """How many of these columns to write so that torch shares the work out among its threads.
+
+    A single column that one thread writes takes its lines from the other cores' caches. To write it into
+    neighbours, too, that are overwritten later made 28 ms of 37 at 1e6 x 30. For few rows one thread does.
+    """
+    if n_rows * n_columns < SMALL:
+        return 1
+    return min(n_columns, PARALLEL // n_rows + 1)
+
+
+def _rows_at_once(n_columns: int, n_stacks: int, device: torch.device) -> int:
+    row_bytes = 8 * n_columns
+    if device.type != "cpu":
+        return max(1, CUDA_BYTES // row_bytes)
+    if n_columns > SHARED:
+        return max(1, min(SHARED_ROWS, SHARED_BYTES // row_bytes))
+    return n_stacks * ((NARROW_STACK_BYTES if n_columns <= NARROW else STACK_BYTES) // row_bytes)
+
+
+def _panels(n_columns: int) -> list[slice]:
+    """Whole panels, counted from the last column; the first one takes the rest, too, where that is little."""
+    width = next((width for most, width in PANELS if n_columns <= most), WIDE_PANEL)
+    starts = list(range(n_columns - width, 0, -width))[::-1]
+    if starts and starts[0] < width / 3:
+        starts = starts[1:]
+    edges = [0, *starts, n_columns]
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
