@@ -316,8 +316,8 @@ def test_sparse_rows_have_the_moments_of_dense_ones(rows):
 
 
 # Widths and lengths around those where the product of the columns changes its way.
-EDGES = [NARROW, *(most for most, _ in PANELS)]
-WIDTHS = [1, 13, 21, 22, 23, 45, 46, 69, 95, 250, *(edge - 3 + over for edge in EDGES for over in (0, 1)), SHARED]
+EDGES = [edge - 3 + over for edge in (NARROW, *(most for most, _ in PANELS), SHARED) for over in (0, 1)]
+WIDTHS = [1, 13, 21, 22, 23, 45, 46, 69, 95, 250, *EDGES]
 LENGTHS = [1, 2, SMALL_ROWS - 1, SMALL_ROWS, SMALL_ROWS + 1, 3001]
 
 

@@ -185,7 +185,7 @@ def slices(high: Array, low: Array | None, n_slices: int) -> list[Array]:
 def slice_scale(magnitude: Array) -> Array:
     """Powers of two at or above ``magnitude`` (1 where it is 0), the scale under which `slices` may cut."""
     if isinstance(magnitude, np.ndarray):
-        exponent = np.clip(np.frexp(magnitude)[1], -1022, 1023)
+        exponent = np.minimum(np.maximum(np.frexp(magnitude)[1], -1022), 1023)  # np.clip takes twice as long
         return np.where(magnitude > 0, np.ldexp(1.0, exponent), 1.0)
     powers = power_of_two(torch.frexp(magnitude).exponent)
     return torch.where(magnitude > 0, powers, 1.0)

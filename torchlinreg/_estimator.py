@@ -18,11 +18,11 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
-from torchlinreg._checks import check_flag, check_number
+from torchlinreg._checks import check_features, check_flag, check_number
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._loss_parameters import LossParametersMixin
 from torchlinreg._moments import (
@@ -523,7 +523,7 @@ class TorchLinearRegressor(
         """
         check_is_fitted(self, "coef_")
         blocks = as_row_blocks(X, estimator=self)
-        validate_data(self, X, reset=False, skip_check_array=True)
+        check_features(self, X, reset=False)
         single = blocks.dtype is torch.float32 and self.coef_.dtype == np.float32
         dtype = np.float32 if single else np.float64
         coef = self.coef_.reshape(-1, blocks.n_features).T.astype(dtype, copy=False)
@@ -640,7 +640,7 @@ class TorchLinearRegressor(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
             )
         blocks = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
-        validate_data(self, X, reset=reset, skip_check_array=True)
+        check_features(self, X, reset=reset)
         return blocks
 
     def _partial_fit_in_users_units(self, blocks: RowBlocks, first: bool) -> Self:

@@ -17,10 +17,10 @@ from sklearn.metrics import check_scoring
 from sklearn.model_selection import check_cv
 from sklearn.utils import Tags, indexable
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from torchlinreg._blocks import as_row_blocks
-from torchlinreg._checks import as_numbers, check_number
+from torchlinreg._checks import as_numbers, check_features, check_number
 from torchlinreg._estimator import TorchLinearRegressor
 from torchlinreg._folds import splits_of
 from torchlinreg._loss_parameters import LossParametersMixin
@@ -216,7 +216,7 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
             )
         given = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
-        validate_data(self, X, skip_check_array=True)
+        check_features(self, X, reset=True)
         if isinstance(sample_weight, Real) or getattr(sample_weight, "ndim", 1) == 0:
             sample_weight = np.full(given.n_samples, float(sample_weight))
         X, y, sample_weight = indexable(X, y, sample_weight)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
 
-# Fewer numbers are multiplied at once; fewer rows by NumPy, since torch's threads may take milliseconds to wake.
+# Fewer numbers are multiplied at once; of fewer rows by NumPy, since torch's threads may take milliseconds to
+# wake.
 SMALL = 2**18
 SMALL_ROWS = 1024
 # On a CPU, rows are written into a buffer of which each core's share stays in its second-level cache, and are
@@ -46,10 +48,10 @@ class UpperGram:
     def __call__(self, n_rows: int, write: Callable[[slice, torch.Tensor], object]) -> torch.Tensor:
         """The product of `n_rows` rows, of which ``write(part, out)`` writes those of a slice."""
         if n_rows * self._n_columns < SMALL and self._device.type == "cpu":
-            rows = torch.empty((n_rows, self._n_columns), dtype=torch.float64)
+            rows = np.empty((n_rows, self._n_columns))
             if self._has_ones:
                 rows[:, 0] = 1
-            write(slice(0, n_rows), rows)
+            write(slice(0, n_rows), torch.from_numpy(rows))
             return _small_gram(rows)
         if self._buffer is None or self._buffer.is_too_small_for(n_rows):
             self._buffer = _Buffer(n_rows, self._n_columns, self._device)
@@ -79,20 +81,20 @@ class _Buffer:
     def __init__(self, n_rows: int, n_columns: int, device: torch.device) -> None:
         n_stacks = torch.get_num_threads() if device.type == "cpu" and n_columns <= SHARED else 1
         self._most_rows = _rows_at_once(n_columns, n_stacks, device)
-        # Fresh memory costs more than to write to it again. Parts are of equal lengths, so that none is mostly
-        # zeros.
+        # Fresh memory costs more than to write to it again. Parts are of equal lengths, or the last one might
+        # be mostly zeros.
         n_parts = max(-(-n_rows // self._most_rows), min(PARTS, 8 * n_rows * n_columns // SMALL_BYTES))
         length = -(-n_rows // (n_parts * n_stacks))
         n_lines = -(-n_columns // LINE) | 1  # an odd number, lest rows compete for the same sets of the cache
         before = LINE * n_lines - n_columns if n_columns > NARROW else 0
-        options = {"dtype": torch.float64, "device": device}
-        self.rows = torch.empty((length * n_stacks, before + n_columns), **options)[:, before:]
+        whole = torch.empty((length * n_stacks, before + n_columns), dtype=torch.float64, device=device)
+        self.rows = whole[:, before:]
         self._panels = _panels(n_columns)
-        stacks = self.rows.unflatten(0, (n_stacks, length))
+        stacks = self.rows.view(n_stacks, length, n_columns)
         self._factors = [(stacks[:, :, panel].mT, stacks[:, :, panel.start :]) for panel in self._panels]
         # One tensor for each: torch copies parts of larger ones to and fro.
         self._sums = [
-            torch.zeros((n_stacks, left.shape[1], right.shape[2]), **options) for left, right in self._factors
+            whole.new_zeros((n_stacks, left.shape[1], right.shape[2])) for left, right in self._factors
         ]
 
     def is_too_small_for(self, n_rows: int) -> bool:
@@ -113,12 +115,12 @@ class _Buffer:
         return result
 
 
-def _small_gram(rows: torch.Tensor) -> torch.Tensor:
+def _small_gram(rows: np.ndarray) -> torch.Tensor:
     if len(rows) >= SMALL_ROWS:
-        return rows.T @ rows
-    array = rows.numpy()
+        same = torch.from_numpy(rows)
+        return same.T @ same
     with np.errstate(invalid="ignore", over="ignore"):
-        return torch.from_numpy(array.T @ array)
+        return torch.from_numpy(rows.T @ rows)
 
 
 def columns_at_once(n_rows: int, n_columns: int) -> int:
@@ -148,4 +150,4 @@ def _panels(n_columns: int) -> list[slice]:
     if starts and starts[0] < width / 3:
         starts = starts[1:]
     edges = [0, *starts, n_columns]
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]

@@ -6,6 +6,7 @@ They are float64 and cost one product of the rows with themselves.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -56,23 +57,32 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     highest, lowest = columns.max(0), columns.min(0)
     shift = np.zeros(1 + columns.shape[1])
     if fit_intercept:
-        shift[1:] = _round_mean(columns.mean(0), highest, lowest)
+        shift[1:] = _round_mean(columns.sum(0) / len(columns), highest, lowest)
         features = slice(1, 1 + blocks.n_features)
         if blocks.is_sparse:
             shift[features] = 0  # a shift would fill the zeros
     if largest is None:
-        magnitude = np.maximum(np.abs(highest - shift[1:]), np.abs(lowest - shift[1:]))
+        magnitude = np.maximum(highest - shift[1:], shift[1:] - lowest)
     else:
         magnitude = largest.cpu().numpy()
+    scale = _scale_of_extremes(magnitude)
+    return Frame(
+        torch.from_numpy(shift).to(blocks.device),
+        None if scale is None else torch.from_numpy(scale).to(blocks.device),
+    )
+
+
+def _scale_of_extremes(magnitude: np.ndarray) -> np.ndarray | None:
+    """Powers of two that bring columns beyond `SAFE_RANGE` to about 1; constant ones stay as they are."""
+    if magnitude.min() >= SAFE_RANGE[0] and magnitude.max() <= SAFE_RANGE[1]:
+        return None
     extreme = (magnitude < SAFE_RANGE[0]) & (magnitude > 0)
     extreme |= (magnitude > SAFE_RANGE[1]) & (magnitude < np.inf)
-    scale = None
-    if extreme.any():
-        scale = torch.ones(len(shift), dtype=torch.float64, device=blocks.device)
-        scale[1:][torch.from_numpy(extreme)] = torch.from_numpy(1 / dd.slice_scale(magnitude[extreme])).to(
-            blocks.device
-        )
-    return Frame(torch.from_numpy(shift).to(blocks.device), scale)
+    if not extreme.any():
+        return None
+    scale = np.ones(1 + len(magnitude))
+    scale[1:][extreme] = 1 / dd.slice_scale(magnitude[extreme])
+    return scale
 
 
 def _round_mean(mean: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np.ndarray:
@@ -139,11 +149,14 @@ class MomentsOf:
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self._gram = UpperGram(len(frame.shift), frame.shift.device, has_ones=True)
-        self._is_shifted = bool(frame.shift.any())
+
+    @cached_property
+    def _is_shifted(self) -> bool:
+        return bool(self.frame.shift.any())
 
     def __call__(self, block: Block) -> Moments:
         if block.csr is not None:
-            with np.errstate(invalid="ignore"):  # infinity times a zero weight; found out by the NaN it leaves
+            with np.errstate(invalid="ignore"):  # infinity times a zero weight, found out by the NaN
                 raw = self._of_csr(block)
         else:
             root = None if block.weight is None else block.weight.sqrt()[:, None]
@@ -160,8 +173,10 @@ class MomentsOf:
         # Roots and a single target are first written into neighbours that x and then they overwrite.
         if root is not None:
             out[:, :n_at_once] = 1
-        first_of_y = 1 + n_features if y.shape[1] > 1 else len(shift) - n_at_once
-        torch.sub(y.expand(-1, len(shift) - first_of_y), shift[1 + n_features :], out=out[:, first_of_y:])
+        if y.shape[1] > 1 or n_at_once == 1:
+            torch.sub(y, shift[1 + n_features :], out=out[:, 1 + n_features :])
+        else:
+            torch.sub(y.expand(-1, n_at_once), shift[-1:], out=out[:, -n_at_once:])
         inside = out[:, 1 : 1 + n_features]
         if X.dtype is torch.float64:
             torch.sub(X, shift[1 : 1 + n_features], out=inside)

@@ -23,7 +23,7 @@ class Penalty:
     @cached_property
     def has_bounds(self) -> bool:
         """Whether any coefficient is constrained."""
-        return bool(np.isfinite(self.lower).any() or np.isfinite(self.upper).any())
+        return bool((self.lower > -np.inf).any() or (self.upper < np.inf).any())
 
     @cached_property
     def is_ridge(self) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
 
 from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._callback_support import EpochReport
+from torchlinreg._checks import check_features
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg._validation import split
@@ -139,7 +139,7 @@ def open_validation(
     device = str(blocks.device)
     try:
         validation = as_row_blocks(X_val, y_val, sample_weight_val, device=device, estimator=estimator)
-        validate_data(estimator, X_val, reset=False, skip_check_array=True)
+        check_features(estimator, X_val, reset=False)
         validation.raise_if_not_finite(type(estimator).__name__)
     except ValueError as error:
         raise ValueError(f"X_val, y_val or sample_weight_val: {error}") from error

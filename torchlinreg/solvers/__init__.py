@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torchlinreg._exact_moments import ExactMoments
 from torchlinreg._moments import SAFE_RANGE, Moments, choose_frame
+from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg._threads import torch_first
@@ -53,11 +54,11 @@ class Solver(NamedTuple):
 
     solve: Solve
     losses: tuple[str, ...]  # kinds of `Loss`
-    penalties: str  # the last one it serves of PENALTIES, of which each contains those before
+    penalties: str  # that it serves: UNIFORM_RIDGE, RIDGE or ANY, of which each contains those before
     good_for: str
 
 
-PENALTIES = UNIFORM_RIDGE, RIDGE, ANY = "ridge of one strength", "ridge", "any"
+UNIFORM_RIDGE, RIDGE, ANY = "ridge of one strength", "ridge", "any"
 
 # Of the rows that serve a problem, "auto" takes the first; "dual" only for fewer rows than features.
 SOLVERS = {
@@ -147,11 +148,13 @@ def choose_solver(name: object, problem: Problem) -> Solve:
         There is no solver of that name, or it does not serve the loss or the penalty.
     """
     check_solver(name)
-    able = (key for key, row in SOLVERS.items() if _serves(row, problem))
     if name == "auto":
-        name = next(key for key in able if key != "dual" or is_wide(problem))
+        wide = is_wide(problem)
+        rows = (key for key in SOLVERS if key != "dual" or wide)
+        name = next(key for key in rows if _serves(SOLVERS[key], problem))
     elif not _serves(SOLVERS[str(name)], problem):
-        _refuse(f"solver={name!r}", _missing(SOLVERS[str(name)], problem), list(able))
+        able = [key for key, row in SOLVERS.items() if _serves(row, problem)]
+        _refuse(f"solver={name!r}", _missing(SOLVERS[str(name)], problem), able)
     return SOLVERS[str(name)].solve
 
 
@@ -163,20 +166,19 @@ def check_trains(name: object, problem: Problem) -> None:
 
 
 def _serves(row: Solver, problem: Problem) -> bool:
-    return problem.loss.kind in row.losses and PENALTIES.index(_penalty_kind(problem)) <= PENALTIES.index(
-        row.penalties
-    )
+    return problem.loss.kind in row.losses and _serves_penalty(row, problem.penalty)
 
 
-def _penalty_kind(problem: Problem) -> str:
-    penalty = problem.penalty
-    return UNIFORM_RIDGE if penalty.is_uniform else RIDGE if penalty.is_ridge else ANY
+def _serves_penalty(row: Solver, penalty: Penalty) -> bool:
+    if row.penalties == ANY:
+        return True
+    return penalty.is_uniform if row.penalties == UNIFORM_RIDGE else penalty.is_ridge
 
 
 def _missing(row: Solver, problem: Problem) -> list[str]:
     """What of the problem a row does not serve."""
     missing = [] if problem.loss.kind in row.losses else [_named(problem.loss)]
-    if PENALTIES.index(_penalty_kind(problem)) > PENALTIES.index(row.penalties):
+    if not _serves_penalty(row, problem.penalty):
         kinds = {
             "an l1 penalty (l1_ratio > 0)": problem.penalty.l1.any(),
             "positive or bounds": problem.penalty.has_bounds,

@@ -83,6 +83,11 @@ class Fit:
         """1 with an intercept in the design, else 0."""
         return len(self.design) - len(self.ridge)
 
+    @cached_property
+    def units(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shifts and scales of the frame's columns."""
+        return shift_and_scale(self.frame)
+
     @property
     def total_norm(self) -> np.ndarray:
         """Norm of the coefficients of unit columns plus that of the response, per response."""
@@ -133,7 +138,7 @@ class Fit:
         return max(worst, self._relative_intercept_error()) if self.n_intercepts else worst
 
     def _relative_intercept_error(self) -> float:
-        shift, scale = shift_and_scale(self.frame)
+        shift, scale = self.units
         design = self.design[1:]
         terms = (shift[design] * scale[design])[:, None] * self.coef[0][1:]
         constant = shift[self.responses] * scale[self.responses]
@@ -422,7 +427,7 @@ def _offset_in_norm(fit: Fit) -> float:
 
 def _means_of_unit_columns(fit: Fit) -> np.ndarray:
     """Means as seen from 0 of the design's columns, of unit norm about their means."""
-    shift, scale = shift_and_scale(fit.frame)
+    shift, scale = fit.units
     design = fit.design[1:]
     return (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
 
@@ -505,7 +510,7 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
 
 def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     """Coefficients, shape (n_columns, n_responses), and intercepts, shape (1, n_responses)."""
-    shift, scale = shift_and_scale(fit.frame)
+    shift, scale = fit.units
     first = fit.n_intercepts
     columns = fit.design[first:]
     change = scale[columns][:, None] / scale[fit.responses]
