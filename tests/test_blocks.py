@@ -15,7 +15,6 @@ from sklearn import config_context
 
 from torchlinreg import TorchLinearRegressor
 from torchlinreg._blocks import RowBlocks, as_row_blocks
-from torchlinreg._gram import UpperGram
 
 ROOT = Path(__file__).parents[1]
 N_SAMPLES, N_FEATURES = 150, 4
@@ -523,19 +522,6 @@ def test_converted_blocks_of_large_data_are_a_few_mebibytes(taken):
     TorchLinearRegressor().fit(X, X.sum(axis=1))
     assert max(taken.blocks) * 20 * 8 <= 16 * 2**20
     assert len(taken.blocks) >= 3
-
-
-@pytest.mark.parametrize("n_columns", [3, 12, 64, 65, 102, 1002, 1200, 5_000, 20_000])
-def test_rows_are_multiplied_in_a_buffer_of_a_few_mebibytes(n_columns, monkeypatch):
-    written = []
-
-    def no_products(self):
-        written.append(8 * self.rows.numel())
-
-    monkeypatch.setattr("torchlinreg._gram._Buffer.add_products", no_products)
-    UpperGram(n_columns, torch.device("cpu"))(2**26 // n_columns, lambda part, out: None)
-    assert len(written) >= 8
-    assert max(written) <= max(8 * torch.get_num_threads(), 64 if n_columns > 2_000 else 32) * 2**20
 
 
 SHARED = {

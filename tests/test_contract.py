@@ -16,6 +16,7 @@ from sklearn import config_context
 from sklearn.base import clone, is_regressor
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import NotFittedError, UnsetMetadataPassedError
+from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
@@ -617,3 +618,32 @@ def test_a_fitted_model_is_small():
     stream = io.BytesIO()
     joblib.dump(TorchLinearRegressor().fit(X, y), stream)
     assert stream.tell() < 10_000
+
+
+def test_a_model_of_given_coefficients_predicts():
+    """As LinearRegression does."""
+    reg, linear = TorchLinearRegressor(), LinearRegression()
+    for model in (reg, linear):
+        model.coef_, model.intercept_ = np.array([1.0, 2.0]), 3.0
+    np.testing.assert_array_equal(reg.predict(np.ones((2, 2))), linear.predict(np.ones((2, 2))))
+
+
+@pytest.mark.parametrize("model", [TorchLinearRegressor(), LinearRegression()])
+def test_features_are_remembered_as_by_scikit_learn(model):
+    X, y = np.random.default_rng(0).standard_normal((20, 2)), np.arange(20.0)
+    frame = pd.DataFrame(X, columns=["a", "b"])
+    model.fit(X, y)
+    with pytest.warns(UserWarning, match="was fitted without feature names"):
+        model.predict(frame)
+    with pytest.raises(ValueError, match="X has 1 features, but .* is expecting 2 features"):
+        model.predict(X[:, :1])
+    model.fit(frame, y)
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        model.predict(X)
+    with (
+        pytest.warns(UserWarning, match="valid feature"),
+        pytest.raises(ValueError, match="X has 1 features"),
+    ):
+        model.predict(X[:, :1])
+    model.fit(X, y)
+    assert not hasattr(model, "feature_names_in_")

@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, _folds, _search
-from torchlinreg._blocks import as_row_blocks
+from torchlinreg._blocks import RowBlocks, as_row_blocks
 from torchlinreg._folds import fold_moments, leave_one_out, rows_of, splits_of
 from torchlinreg._moments import Moments, choose_frame
 
@@ -524,3 +524,20 @@ def test_scikit_learn_checks(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check(estimator)
+
+
+def test_shuffled_folds_are_copied_block_by_block(monkeypatch):
+    """Runs of rows are views, of which moments take more at once; others are copies."""
+    copied, gather = [], RowBlocks.gather
+
+    def counted(self, index):
+        copied.append(len(index))
+        return gather(self, index)
+
+    monkeypatch.setattr(RowBlocks, "gather", counted)
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((60_000, 60))
+    y = X[:, 0] + rng.standard_normal(len(X))
+    TorchLinearRegressorCV(alphas=[0.1, 1.0], cv=KFold(2, shuffle=True, random_state=0)).fit(X, y)
+    assert copied
+    assert max(copied) * 8 * 61 <= 4 * 2**20

@@ -14,10 +14,11 @@ from scipy import sparse
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._gram import NARROW, PANELS, SHARED, SMALL_ROWS
+from torchlinreg._gram import NARROW, PANELS, SMALL_ROWS, UpperGram, _Buffer
 from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
+from torchlinreg.solvers._exact import GRAM_ROUNDOFF
 
 EPS = 2.0**-53
 # Full-length numbers of moderate size, zeros and small integers among them.
@@ -316,7 +317,7 @@ def test_sparse_rows_have_the_moments_of_dense_ones(rows):
 
 
 # Widths and lengths around those where the product of the columns changes its way.
-EDGES = [edge - 3 + over for edge in (NARROW, *(most for most, _ in PANELS), SHARED) for over in (0, 1)]
+EDGES = [edge - 3 + over for edge in (NARROW, *(most for most, _ in PANELS)) for over in (0, 1)]
 WIDTHS = [1, 13, 21, 22, 23, 45, 46, 69, 95, 250, *EDGES]
 LENGTHS = [1, 2, SMALL_ROWS - 1, SMALL_ROWS, SMALL_ROWS + 1, 3001]
 
@@ -356,10 +357,13 @@ def test_standardised_columns(fit_intercept):
     np.testing.assert_allclose(found.cross, products[:4, 4:] * found.target_spread, atol=1e-12)
 
 
+@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("n_rows", LENGTHS)
 @pytest.mark.parametrize("n_features", WIDTHS)
-def test_whole_numbers_have_exact_moments(n_features, n_rows):
+def test_whole_numbers_have_exact_moments(n_features, n_rows, small, monkeypatch):
     """No sum of them is rounded, in whatever order; weights are squares, whose roots are exact."""
+    if not small:
+        monkeypatch.setattr("torchlinreg._gram.SMALL", 0)
     rng = np.random.default_rng(n_features)
     y = rng.integers(-9, 10, (n_rows, 2)).astype(float)
     for offset, dtype, weighted in [(0, float, False), (512, float, False), (0, np.float32, True)]:
@@ -371,6 +375,74 @@ def test_whole_numbers_have_exact_moments(n_features, n_rows):
         expected = rows.T @ (rows * weight[:, None])
         np.testing.assert_array_equal(np.triu(moments.raw.numpy()), np.triu(expected))
         assert moments.n_samples == n_rows
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("n_threads", [1, 2, 16])
+@pytest.mark.parametrize("n_columns", [3, 70, 300])
+def test_products_of_several_calls(n_columns, n_threads, shared, monkeypatch):
+    """Of more rows and fewer, whole and in parts; the column of ones is there in each call."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    monkeypatch.setattr("torchlinreg._gram.SMALL", 0)
+    monkeypatch.setattr("torchlinreg._gram.LONGEST_SUM", 300)
+    monkeypatch.setattr("torchlinreg._gram.SHARE_BYTES", 2**20)
+    monkeypatch.setattr("torchlinreg._gram.NARROW_SHARE_BYTES", 2**20)
+    if shared:
+        monkeypatch.setattr("torchlinreg._gram.SUMS_BYTES", 0)
+    rng = np.random.default_rng(n_columns)
+    gram = UpperGram(n_columns, torch.device("cpu"), has_ones=True)
+    scaled = UpperGram(n_columns, torch.device("cpu"))
+    for n_rows in (5000, 3001, 5000, 1, 17, 30_000, 4999, 0):
+        rows = torch.from_numpy(rng.integers(-9, 10, (n_rows, n_columns)).astype(float))
+        factor = torch.from_numpy(rng.integers(0, 3, n_rows).astype(float))
+        found = scaled.of_scaled(rows, factor)
+        times = rows * factor[:, None]
+        torch.testing.assert_close(found.triu(), (times.T @ times).triu(), rtol=0, atol=0)
+        rows[:, 0] = 1
+        found = gram(n_rows, lambda part, out, rows=rows: out[:, 1:].copy_(rows[part, 1:]))
+        torch.testing.assert_close(found.triu(), (rows.T @ rows).triu(), rtol=0, atol=0)
+
+
+def test_an_interrupted_product_leaves_nothing_behind():
+    gram = UpperGram(2, torch.device("cpu"))
+
+    def fail(part, out):
+        out[:] = 1
+        if part.start > 0:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gram(2**21, fail)
+    assert gram(2**21, lambda part, out: out.fill_(1))[0, 1] == 2**21
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("n_columns", [2, 10, 30, 80])
+def test_rounding_errors_of_many_positive_products_stay_small(n_columns, n_threads, monkeypatch):
+    """As small as the exact solver takes them to be, in whose estimates they stand."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    rows = np.random.default_rng(0).random((min(10**6, 2**23 // n_columns), n_columns))
+    found = np.triu(
+        UpperGram(n_columns, torch.device("cpu"))
+        .of_scaled(torch.from_numpy(rows), torch.ones(len(rows), dtype=torch.float64))
+        .numpy()
+    )
+    long = rows.astype(np.longdouble)
+    exact = np.array([[(long[:, i] * long[:, j]).sum() for j in (0, 1)] for i in (0, 1)])
+    norm = np.sqrt(exact.diagonal())
+    error = (np.abs(found[:2, :2] - np.triu(exact)) / norm / norm[:, None]).max()
+    assert error <= GRAM_ROUNDOFF
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 16, 64])
+@pytest.mark.parametrize("n_columns", [3, 12, 64, 65, 102, 300, 1002, 3000])
+def test_buffers_take_a_few_mebibytes(n_columns, n_threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    for n_rows in (10**4, 10**6):
+        buffer = _Buffer(n_rows, n_columns, torch.device("cpu"))
+        sums = sum(8 * total.numel() for total in buffer._sums)
+        assert 8 * buffer.rows.numel() <= max(2**26, n_threads * 2**23) * 1.1
+        assert sums <= max(2**24, 8 * n_columns**2) * 1.5
 
 
 # Error-free transformations, against rational arithmetic.

@@ -49,6 +49,8 @@ def check_features(estimator: Any, X: Any, *, reset: bool) -> None:
             estimator.n_features_in_ = X.shape[1]
             vars(estimator).pop("feature_names_in_", None)
             return
-        if X.shape[1] == estimator.n_features_in_ and not hasattr(estimator, "feature_names_in_"):
+        if X.shape[1] == getattr(estimator, "n_features_in_", None) and not hasattr(
+            estimator, "feature_names_in_"
+        ):
             return
     validate_data(estimator, X, reset=reset, skip_check_array=True)

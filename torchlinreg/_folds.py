@@ -29,10 +29,13 @@ class Rows:
     index: torch.Tensor | None
 
     def blocks_of(self, blocks: RowBlocks, n_at_once: int) -> Iterator[Block]:
-        """The rows, block by block; sparse ones stay sparse where they are read in runs and that pays."""
+        """The rows, block by block; sparse ones stay sparse where they are read in runs and that pays.
+
+        Runs are read `n_at_once` rows at a time, others copied block by block.
+        """
         if self.index is not None:
-            for start in range(0, self.n_rows, n_at_once):
-                yield blocks.gather(self.index[start : start + n_at_once])
+            for start in range(0, self.n_rows, blocks.rows_per_block):
+                yield blocks.gather(self.index[start : start + blocks.rows_per_block])
             return
         take = blocks.rows if blocks.is_sparse else blocks.dense_rows
         for first, last in self.runs:

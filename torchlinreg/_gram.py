@@ -12,21 +12,25 @@ import torch
 # wake.
 SMALL = 2**18
 SMALL_ROWS = 1024
-# On a CPU, rows are written into a buffer of which each core's share stays in its second-level cache, and are
-# multiplied there: one stack of rows per core, and panels of columns that leave out most of the lower
-# triangle. Panels are whole numbers of the 24 columns that kernels take at a time, counted from the last
-# column, and begin on lines of the cache.
-STACK_BYTES = 2 * 2**20
-NARROW, NARROW_STACK_BYTES = 64, 8 * 2**20
+# On a CPU, rows are written into a buffer and multiplied there, each core's share by itself, in panels of
+# columns that leave out most of the lower triangle: 2e5 x 102 in 24 to 35 ms on two cores, where a symmetric
+# product of OpenBLAS takes 45 and torch's 27 to 45. Panels are counted from the last column, hold multiples
+# of the 24 columns that kernels take at a time, and begin on lines of the cache. Narrow rows, whose products
+# are done quickly, want few calls.
+SHARE_BYTES = 2 * 2**20
+NARROW, NARROW_SHARE_BYTES = 64, 8 * 2**20
 PANELS = ((256, 24), (512, 48))  # up to so many columns: so many to a panel
 WIDE_PANEL = 72
-PARTS, SMALL_BYTES = 4, 2**20  # of fewer rows the buffer takes so many parts, or parts of so many bytes
 LINE = 8  # numbers in a line of the cache
-# Of more columns, the sums of each core's stack would fill its cache: all cores share one stack. It holds
-# more rows, or to read and write the sums would take as long as the products.
-SHARED = 1200
+# Sums of so many products at most, and then of these: errors of 1e-16, where in one sum of 1e6 positive
+# products those of 4e-15 add up. It costs no time.
+LONGEST_SUM = 1024
+# Where the sums of all cores' shares were larger, the cores share one, of more rows.
+SUMS_BYTES = 16 * 2**20
 SHARED_ROWS, SHARED_BYTES = 2048, 64 * 2**20
-# There is no cache to care for, and few calls are better.
+# Fresh memory costs more than to write to it again, so that few rows are written in parts, too; of this size.
+PARTS, PART_BYTES, PART_ROWS = 4, 2**20, 512
+# A GPU has no such caches, and few calls are better.
 CUDA_BYTES = 256 * 2**20
 # torch gives fewer numbers to one thread.
 PARALLEL = 32768
@@ -35,8 +39,8 @@ PARALLEL = 32768
 class UpperGram:
     """``rows.T @ rows`` of rows that the caller writes into a buffer, some at a time.
 
-    The buffer is kept for further calls. Only the upper triangle of a result counts. With `has_ones`, the
-    first column is 1 unless it is written.
+    The buffer is kept for further calls, so that one thread may call it at a time. Only the upper triangle of
+    a result counts. With `has_ones`, the first column is 1, unless every call writes it.
     """
 
     def __init__(self, n_columns: int, device: torch.device, *, has_ones: bool = False) -> None:
@@ -47,6 +51,8 @@ class UpperGram:
 
     def __call__(self, n_rows: int, write: Callable[[slice, torch.Tensor], object]) -> torch.Tensor:
         """The product of `n_rows` rows, of which ``write(part, out)`` writes those of a slice."""
+        if n_rows * self._n_columns == 0:
+            return torch.zeros((self._n_columns,) * 2, dtype=torch.float64, device=self._device)
         if n_rows * self._n_columns < SMALL and self._device.type == "cpu":
             rows = np.empty((n_rows, self._n_columns))
             if self._has_ones:
@@ -58,6 +64,7 @@ class UpperGram:
             if self._has_ones:
                 self._buffer.rows[:, : columns_at_once(*self._buffer.rows.shape)] = 1
         buffer = self._buffer
+        buffer.begin()
         for start in range(0, n_rows, len(buffer.rows)):
             part = slice(start, min(start + len(buffer.rows), n_rows))
             n_written = part.stop - start
@@ -67,7 +74,7 @@ class UpperGram:
             buffer.add_products()
         if self._has_ones:
             buffer.rows[n_written:, 0] = 1
-        return buffer.take_sum()
+        return buffer.total()
 
     def of_scaled(self, rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The product of rows times a factor each, shape (n_rows,)."""
@@ -79,17 +86,13 @@ class _Buffer:
     """Rows for the cores' caches, what is multiplied with what, and the sums of the products so far."""
 
     def __init__(self, n_rows: int, n_columns: int, device: torch.device) -> None:
-        n_stacks = torch.get_num_threads() if device.type == "cpu" and n_columns <= SHARED else 1
-        self._most_rows = _rows_at_once(n_columns, n_stacks, device)
-        # Fresh memory costs more than to write to it again. Parts are of equal lengths, or the last one might
-        # be mostly zeros.
-        n_parts = max(-(-n_rows // self._most_rows), min(PARTS, 8 * n_rows * n_columns // SMALL_BYTES))
-        length = -(-n_rows // (n_parts * n_stacks))
+        self._n_rows = n_rows
+        n_stacks, length = _stacks(n_rows, n_columns, device)
         n_lines = -(-n_columns // LINE) | 1  # an odd number, lest rows compete for the same sets of the cache
         before = LINE * n_lines - n_columns if n_columns > NARROW else 0
         whole = torch.empty((length * n_stacks, before + n_columns), dtype=torch.float64, device=device)
         self.rows = whole[:, before:]
-        self._panels = _panels(n_columns)
+        self._panels = _panels(n_columns) if device.type == "cpu" else [slice(0, n_columns)]
         stacks = self.rows.view(n_stacks, length, n_columns)
         self._factors = [(stacks[:, :, panel].mT, stacks[:, :, panel.start :]) for panel in self._panels]
         # One tensor for each: torch copies parts of larger ones to and fro.
@@ -98,20 +101,22 @@ class _Buffer:
         ]
 
     def is_too_small_for(self, n_rows: int) -> bool:
-        """Whether another buffer would take so many rows in fewer parts by far."""
-        return PARTS * len(self.rows) < min(n_rows, self._most_rows)
+        """Whether another buffer may take so many rows in fewer parts by far."""
+        return n_rows > PARTS * max(self._n_rows, len(self.rows))
+
+    def begin(self) -> None:
+        for total in self._sums:
+            total.zero_()
 
     def add_products(self) -> None:
         for total, (left, right) in zip(self._sums, self._factors, strict=True):
             total.baddbmm_(left, right)
 
-    def take_sum(self) -> torch.Tensor:
-        """The sum of the products, which begins at 0 again."""
+    def total(self) -> torch.Tensor:
         n_columns = self.rows.shape[1]
         result = self.rows.new_zeros((n_columns, n_columns))
         for total, panel in zip(self._sums, self._panels, strict=True):
             torch.sum(total, 0, out=result[panel, panel.start :])
-            total.zero_()
         return result
 
 
@@ -134,13 +139,23 @@ def columns_at_once(n_rows: int, n_columns: int) -> int:
     return min(n_columns, PARALLEL // n_rows + 1)
 
 
-def _rows_at_once(n_columns: int, n_stacks: int, device: torch.device) -> int:
+def _stacks(n_rows: int, n_columns: int, device: torch.device) -> tuple[int, int]:
+    """Into how many stacks of how many rows rows are written at a time.
+
+    All parts of `n_rows` are of nearly the same length, or the last one might be mostly zeros.
+    """
     row_bytes = 8 * n_columns
     if device.type != "cpu":
-        return max(1, CUDA_BYTES // row_bytes)
-    if n_columns > SHARED:
-        return max(1, min(SHARED_ROWS, SHARED_BYTES // row_bytes))
-    return n_stacks * ((NARROW_STACK_BYTES if n_columns <= NARROW else STACK_BYTES) // row_bytes)
+        return 1, -(-n_rows // -(-n_rows * row_bytes // CUDA_BYTES))
+    n_shares = torch.get_num_threads()
+    most_bytes = n_shares * (NARROW_SHARE_BYTES if n_columns <= NARROW else SHARE_BYTES)
+    if n_shares * 4 * n_columns**2 > SUMS_BYTES:
+        n_shares, most_bytes = 1, min(SHARED_BYTES, SHARED_ROWS * row_bytes)
+    parts = min(PARTS, n_rows * row_bytes // PART_BYTES, n_rows // (PART_ROWS * n_shares))
+    n_parts = max(1, parts, -(-n_rows * row_bytes // most_bytes))
+    share = -(-n_rows // (n_parts * n_shares))
+    n_sums = -(-share // LONGEST_SUM)
+    return n_shares * n_sums, -(-share // n_sums)
 
 
 def _panels(n_columns: int) -> list[slice]:

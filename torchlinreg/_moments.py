@@ -144,7 +144,7 @@ class Moments:
 
 
 class MomentsOf:
-    """``Moments`` of a block in a given frame."""
+    """``Moments`` of a block in a given frame; of blocks that all have weights, or none has."""
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
@@ -173,7 +173,7 @@ class MomentsOf:
         # Roots and a single target are first written into neighbours that x and then they overwrite.
         if root is not None:
             out[:, :n_at_once] = 1
-        if y.shape[1] > 1 or n_at_once == 1:
+        if y.shape[1] != 1 or n_at_once == 1:
             torch.sub(y, shift[1 + n_features :], out=out[:, 1 + n_features :])
         else:
             torch.sub(y.expand(-1, n_at_once), shift[-1:], out=out[:, -n_at_once:])

@@ -24,8 +24,8 @@ from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf
 from torchlinreg._standardised import Standardised, standardised
 from torchlinreg.losses import Loss, SquaredError
 
-# A gradient reads rows twice, and wants them in the cores' common cache in between, but few blocks (1e6 x 100:
-# 66 ms in these, 82 in blocks of 2 MiB).
+# A gradient reads rows twice, and wants them in the cores' common cache in between, but few blocks: 1e6 x 100
+# takes 66 ms in these, 82 in blocks of 2 MiB.
 GRADIENT_BLOCK_BYTES = 16 * 2**20
 # Moments take rows that are read where they are this many blocks at a time: each sum costs a little.
 BLOCKS_AT_ONCE = 16
@@ -120,6 +120,6 @@ class Problem:
 
 
 def rows_at_once(blocks: RowBlocks) -> int:
-    """How many rows of a user's memory moments take at once; where blocks are small, so the user wants it."""
+    """How many rows of a user's memory moments take at once: many, unless the user wants small blocks."""
     large = blocks.in_place and blocks.rows_per_block >= WIDE_BLOCK_ROWS
     return blocks.rows_per_block * (BLOCKS_AT_ONCE if large else 1)

@@ -58,7 +58,7 @@ class Design:
 
     @cached_property
     def upper_gram(self) -> UpperGram:
-        """Of the columns; one for all passes, which keeps its buffer."""
+        """Of the columns; one for all passes of a solver, since it keeps its buffer."""
         return UpperGram(self.n_columns, self.blocks.device)
 
     @property
