@@ -635,7 +635,7 @@ def test_features_are_remembered_as_by_scikit_learn(model):
     model.fit(X, y)
     with pytest.warns(UserWarning, match="was fitted without feature names"):
         model.predict(frame)
-    with pytest.raises(ValueError, match="X has 1 features, but .* is expecting 2 features"):
+    with pytest.raises(ValueError, match="X has 1 features, but"):
         model.predict(X[:, :1])
     model.fit(frame, y)
     with pytest.warns(UserWarning, match="X does not have valid feature names"):

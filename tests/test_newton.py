@@ -291,3 +291,34 @@ def test_max_iter_is_kept_and_told():
     with pytest.warns(ConvergenceWarning, match="max_iter"):
         reg = TorchLinearRegressor(loss="log_cosh", max_iter=1).fit(X, y)
     assert (reg.n_iter_, reg.status_.name) == (1, "ITERATIONS_USED")
+
+
+@pytest.mark.parametrize("penalty", [{}, {"alpha": 0.05, "l1_ratio": 1.0}, {"positive": True}], ids=repr)
+@pytest.mark.parametrize("loss", [losses.Huber(), losses.SquaredEpsilonInsensitive(0.1), losses.LogCosh()])
+def test_a_constant_column_changes_nothing(loss, penalty):
+    """It does not make for several optima, among which a small ridge would decide."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((30, 1)), 1 + rng.standard_normal(30)
+    expected = TorchLinearRegressor(loss=loss, **penalty).fit(x, y)
+    found = TorchLinearRegressor(loss=loss, **penalty).fit(np.column_stack([x, np.ones(30)]), y)
+    np.testing.assert_allclose(found.coef_, [*expected.coef_, 0.0], rtol=1e-9, atol=1e-12)
+    assert found.intercept_ == pytest.approx(expected.intercept_, rel=1e-9)
+    assert found.n_iter_ <= expected.n_iter_ + 2
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("loss", [losses.SquaredEpsilonInsensitive(0.1), losses.LogCosh()])
+def test_several_optima_about_a_constant_prediction(loss, copies):
+    """The ridge that decides among them is small, however near to the constant they are."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((30, 1)), 1 + rng.standard_normal(30)
+    found = TorchLinearRegressor(loss=loss, alpha=10.0, l1_ratio=1.0).fit(np.repeat(x, copies, axis=1), y)
+    constant = TorchLinearRegressor(loss=loss).fit(np.zeros((30, 1)), y)
+    assert not found.coef_.any()
+    assert found.intercept_ == pytest.approx(constant.intercept_, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["huber", "log_cosh", "absolute_error", "squared_error"])
+def test_nothing_to_fit(loss):
+    reg = TorchLinearRegressor(loss=loss, fit_intercept=False).fit(np.zeros((30, 2)), np.arange(30.0))
+    assert not reg.coef_.any()

@@ -170,8 +170,9 @@ def _solve_target(
     away = end.variables[: design.n_columns] - toward
     left = objective.value(end.variables)
     size = left if left > PERFECT * unit else unit
-    pull = PULL * size / max(float(away @ away), TINY)
-    if pull <= FLAT * float(end.hessian.diagonal().max()):
+    curvature = float(end.hessian.diagonal().max())
+    pull = min(PULL * size / max(float(away @ away), TINY), PULL * curvature)
+    if pull <= FLAT * curvature:
         return end  # coordinates so large that a ridge would do more than to decide
     found = end
     for stage in PULL_STAGES:
@@ -342,6 +343,7 @@ class _Model:
 
     ridge: np.ndarray  # shape: (n_variables,) * 2
     penalty: Penalty | None  # None where there is a ridge only
+    moves: np.ndarray  # whether a variable changes any prediction; shape: (n_variables,)
     pull: float = 0.0  # ridge towards the coordinates `toward`
     toward: np.ndarray | float = 0.0
 
@@ -352,8 +354,11 @@ class _Model:
         ridge = np.zeros((n_variables, n_variables))
         inside = slice(0, design.n_columns)
         ridge[inside, inside] = np.diag(design.ridge) if design.ridge.ndim == 1 else design.ridge
+        moves = np.ones(n_variables, dtype=bool)
+        if design.gram is not None:
+            moves[inside] = design.gram.diagonal() > 0
         if design.penalty is None or design.penalty.is_ridge:
-            return _Model(ridge, None)
+            return _Model(ridge, None, moves)
         before, after = int(design.fit_intercept), int(has_scale)
 
         def padded(values: np.ndarray, free: float) -> np.ndarray:
@@ -368,6 +373,7 @@ class _Model:
                 padded(rest.lower, -np.inf),
                 padded(rest.upper, np.inf),
             ),
+            moves,
         )
 
     def feasible(self, theta: np.ndarray) -> np.ndarray:
@@ -388,7 +394,9 @@ class _Model:
     def is_flat_at(self, hessian: np.ndarray) -> bool:
         """Whether the objective does not change in some direction, so that there may be several optima."""
         ridge = self.ridge if self.penalty is None else np.diag(self.penalty.l2)
-        total = hessian + ridge
+        total = (hessian + ridge)[np.ix_(self.moves, self.moves)]
+        if not len(total):
+            return False
         unit = np.sqrt(total.diagonal())
         if not (unit > 0).all():
             return True
@@ -411,7 +419,9 @@ class _Model:
         if self.pull:
             hessian = hessian + np.diag(np.full(len(hessian), self.pull))
         # Relative to each coordinate: a ridge may be 1e12 times as large for one of them.
-        own = np.maximum(hessian.diagonal(), LEAST_DAMPING * float(here.hessian.diagonal().max()) or 1.0)
+        own = np.maximum(
+            hessian.diagonal(), LEAST_DAMPING * float(here.hessian.diagonal().max(initial=0.0)) or 1.0
+        )
         damped = hessian + np.diag(damping + LEAST_DAMPING * own)
         gradient = self.gradient(here, variables)
         if self.penalty is None:
