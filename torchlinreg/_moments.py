@@ -19,6 +19,8 @@ from torchlinreg._gram import UpperGram, columns_at_once
 HEAD_ROWS = 256
 # Squares of numbers within these bounds neither overflow nor underflow, even summed over 1e12 rows.
 SAFE_RANGE = (1e-140, 1e140)
+# Products of rows from this width on with residuals take longer to copy the rows than to multiply them.
+WIDE = 400
 # Splitting a float64 for an error-free product multiplies it by 2**27.
 LARGEST_MOMENT = 1e280
 # Sums of squares below this have lost digits to underflow.
@@ -59,8 +61,8 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     if fit_intercept:
         shift[1:] = _round_mean(columns.sum(0) / len(columns), highest, lowest)
         features = slice(1, 1 + blocks.n_features)
-        if blocks.is_sparse:
-            shift[features] = 0  # a shift would fill the zeros
+        if blocks.is_sparse or _is_near_zero(columns[:, : blocks.n_features], shift[features]):
+            shift[features] = 0  # a shift would fill the zeros, or copy wide rows for little
     if largest is None:
         magnitude = np.maximum(highest - shift[1:], shift[1:] - lowest)
     else:
@@ -90,6 +92,13 @@ def _round_mean(mean: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np
     spread = highest - lowest
     unit = dd.slice_scale(spread / 64)
     return np.where(spread > 0, np.rint(mean / unit) * unit, highest)
+
+
+def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:
+    """Whether passes may read wide rows where they are: offsets of 8 standard deviations cost two digits."""
+    if columns.shape[1] < WIDE:
+        return False
+    return bool((np.abs(shift) <= 8 * columns.std(0)).all())
 
 
 def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
