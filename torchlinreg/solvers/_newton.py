@@ -170,9 +170,11 @@ def _solve_target(
     away = end.variables[: design.n_columns] - toward
     left = objective.value(end.variables)
     size = left if left > PERFECT * unit else unit
-    curvature = float(end.hessian.diagonal().max())
-    pull = min(PULL * size / max(float(away @ away), TINY), PULL * curvature)
-    if pull <= FLAT * curvature:
+    # The constant prediction may be as good, or nearly.
+    rest = design.blocks.y[:, objective.target] - (float(toward[0]) if design.fit_intercept else 0.0)
+    spread = float(design.share @ rest.square())
+    pull = PULL * min(size / max(float(away @ away), TINY), unit / max(spread, TINY))
+    if pull <= FLAT * float(end.hessian.diagonal().max()):
         return end  # coordinates so large that a ridge would do more than to decide
     found = end
     for stage in PULL_STAGES:
