@@ -14,6 +14,7 @@ import torch
 from scipy import sparse
 from sklearn import get_config
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length
+from sklearn.utils.validation import validate_data
 
 from torchlinreg import _compensated as dd
 
@@ -274,6 +275,23 @@ def as_row_blocks(
         _open_weight(sample_weight, n_samples, target),
         one_target=targets.ndim == 1,
     )
+
+
+def check_features(estimator: Any, X: Any, *, reset: bool) -> None:
+    """Keep the number and the names of the features in `reset`, else compare them with those kept.
+
+    Both as scikit-learn does, whose own function takes longer than the rest of a small fit's checks: arrays,
+    which have no names, go without it.
+    """
+    if type(X) is np.ndarray and X.ndim == 2:
+        if reset:
+            estimator.n_features_in_ = X.shape[1]
+            vars(estimator).pop("feature_names_in_", None)
+            return
+        known = getattr(estimator, "n_features_in_", None)
+        if X.shape[1] == known and not hasattr(estimator, "feature_names_in_"):
+            return
+    validate_data(estimator, X, reset=reset, skip_check_array=True)
 
 
 def _rows_per_block(n_columns: int) -> int:

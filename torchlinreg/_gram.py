@@ -102,7 +102,7 @@ class _Buffer:
 
     def is_too_small_for(self, n_rows: int) -> bool:
         """Whether another buffer may take so many rows in fewer parts by far."""
-        return n_rows > PARTS * max(self._n_rows, len(self.rows))
+        return n_rows > PARTS * self._n_rows
 
     def begin(self) -> None:
         for total in self._sums:

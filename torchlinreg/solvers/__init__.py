@@ -81,7 +81,7 @@ SOLVERS = {
 }
 # Optimizers of torch follow the gradients of these losses, and take a proximal step for penalties without.
 TRAINED_LOSSES = ("quadratic", "smooth")
-# Up to so many features NumPy's and SciPy's libraries start no threads.
+# Up to so many features all that NumPy and SciPy are given is small.
 SINGLE = 32
 # Where a small ridge decides among optima, its own optimum must be known to rounding.
 LEAST_TOL = 1e-18
