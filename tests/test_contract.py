@@ -23,7 +23,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from torchlinreg import TorchLinearRegressor, losses
+from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, losses
 from torchlinreg.losses import LOSSES
 from torchlinreg.solvers import SOLVERS
 
@@ -66,6 +66,7 @@ TRAINING_CONFIGURATIONS = [
         ["sgd", "adam", "lbfgs"], [None, 8, 64], [False, True]
     )
 ]
+SEARCHES = [TorchLinearRegressorCV(alphas=3), TorchLinearRegressorCV(alphas=3, l1_ratio=1.0, cv=3)]
 # The only check that may skip: it asks for array API inputs, which SCIPY_ARRAY_API=1 must allow
 # before scipy is imported.
 MAY_SKIP = {"check_array_api_input"}
@@ -81,17 +82,14 @@ def named(X, names="abc"):
     return pd.DataFrame(X, columns=list(names))
 
 
-# As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
-CHECKS = [
-    pair
-    for reg in [*CONFIGURATIONS, *LOSSES_AND_PENALTIES, *TRAINING_CONFIGURATIONS]
-    for pair in estimator_checks_generator(reg)
-]
+def checks_of(estimators):
+    """As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6."""
+    pairs = [pair for reg in estimators for pair in estimator_checks_generator(reg)]
+    ids = [f"{reg}-{check.func.__name__}" for reg, check in pairs]
+    return pytest.mark.parametrize(("estimator", "check"), pairs, ids=ids)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "check"), CHECKS, ids=[f"{reg}-{check.func.__name__}" for reg, check in CHECKS]
-)
+@checks_of([*CONFIGURATIONS, *LOSSES_AND_PENALTIES, *TRAINING_CONFIGURATIONS])
 def test_scikit_learn_check(estimator, check):
     try:
         check(estimator)
@@ -100,7 +98,24 @@ def test_scikit_learn_check(estimator, check):
         raise
 
 
+@pytest.mark.filterwarnings("ignore")  # of splits that leave too few rows for a score
+@checks_of(SEARCHES)
+def test_scikit_learn_check_of_a_search(estimator, check):
+    test_scikit_learn_check(estimator, check)
+
+
 class TestTools:
+    def test_a_search_weighs_its_scores(self):
+        X, y = problem()
+        weight = np.random.default_rng(1).uniform(0, 3, len(y))
+        search = TorchLinearRegressorCV(alphas=[0.5], cv=2).fit(X, y, sample_weight=weight)
+        for split, train in enumerate((slice(20, 40), slice(0, 20))):
+            test = slice(20 - train.start, 40 - train.start)
+            reg = TorchLinearRegressor(alpha=0.5).fit(X[train], y[train], weight[train])
+            expected = reg.score(X[test], y[test], weight[test])
+            found = search.cv_results_[f"split{split}_test_score"][0]
+            np.testing.assert_allclose(found, expected, rtol=1e-12)
+
     def test_pipeline_of_polynomial_features(self):
         x = np.linspace(-2, 3, 30)[:, None]
         pipeline = make_pipeline(PolynomialFeatures(3, include_bias=False), TorchLinearRegressor())

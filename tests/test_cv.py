@@ -1,7 +1,6 @@
 """`TorchLinearRegressorCV`: the scores of `GridSearchCV`, from moments wherever they suffice."""
 
 import pickle
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -27,7 +26,6 @@ from sklearn.model_selection import (
 )
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, _folds, _search
 from torchlinreg._blocks import RowBlocks, as_row_blocks
@@ -515,15 +513,6 @@ def test_many_folds_do_not_hold_all_moments(data, no_fits, monkeypatch):
     np.testing.assert_allclose(
         reg.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"], rtol=1e-12
     )
-
-
-@parametrize_with_checks(
-    [TorchLinearRegressorCV(alphas=3), TorchLinearRegressorCV(alphas=3, l1_ratio=1.0, cv=3)]
-)
-def test_scikit_learn_checks(estimator, check):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        check(estimator)
 
 
 def test_shuffled_folds_are_copied_block_by_block(monkeypatch):

@@ -387,7 +387,6 @@ def test_products_of_several_calls(n_columns, n_threads, shared, monkeypatch):
     monkeypatch.setattr("torchlinreg._gram.SMALL", 0)
     monkeypatch.setattr("torchlinreg._gram.LONGEST_SUM", 300)
     monkeypatch.setattr("torchlinreg._gram.SHARE_BYTES", 2**20)
-    monkeypatch.setattr("torchlinreg._gram.NARROW_SHARE_BYTES", 2**20)
     if shared:
         monkeypatch.setattr("torchlinreg._gram.SUMS_BYTES", 0)
     rng = np.random.default_rng(n_columns)
@@ -443,8 +442,7 @@ def test_buffers_take_a_few_mebibytes(n_columns, n_threads, monkeypatch):
         buffer = _Buffer(n_rows, n_columns, torch.device("cpu"))
         sums = sum(8 * total.numel() for total in buffer._sums)
         shared = n_threads * 4 * n_columns**2 > 2**24
-        share = 8 if n_columns <= NARROW else 2
-        assert 8 * buffer.rows.numel() <= (64 if shared else n_threads * share) * 2**20 * 1.15
+        assert 8 * buffer.rows.numel() <= (64 if shared else n_threads * 2) * 2**20 * 1.15
         assert sums <= max(2**24, 8 * n_columns**2) * 1.5
 
 

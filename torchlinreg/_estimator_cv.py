@@ -377,7 +377,7 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
                 f"fit was given {', '.join(others)}, which only metadata routing hands on: enable it with "
                 "sklearn.set_config(enable_metadata_routing=True). Without it, only 'groups' is known."
             )
-        if weights and not _takes_weights(self._scorer()):
+        if weights and not (self.scoring is None or _takes_weights(self._scorer())):
             warnings.warn(
                 f"scoring={self.scoring!r} has no use for sample_weight, which then counts in the fits only.",
                 UserWarning,

@@ -15,10 +15,9 @@ SMALL_ROWS = 1024
 # On a CPU, rows are written into a buffer and multiplied there, each core's share by itself, in panels of
 # columns that leave out most of the lower triangle: 2e5 x 102 in 24 to 35 ms on two cores, where a symmetric
 # product of OpenBLAS takes 45 and torch's 27 to 45. Panels are counted from the last column, hold multiples
-# of the 24 columns that kernels take at a time, and begin on lines of the cache. Narrow rows, whose products
-# are done quickly, want few calls.
+# of the 24 columns that kernels take at a time, and begin on lines of the cache.
 SHARE_BYTES = 2 * 2**20
-NARROW, NARROW_SHARE_BYTES = 64, 8 * 2**20
+NARROW = 64  # up to so many columns, where lines begin does not matter
 PANELS = ((256, 24), (512, 48))  # up to so many columns: so many to a panel
 WIDE_PANEL = 72
 LINE = 8  # numbers in a line of the cache
@@ -148,7 +147,7 @@ def _stacks(n_rows: int, n_columns: int, device: torch.device) -> tuple[int, int
     if device.type != "cpu":
         return 1, -(-n_rows // -(-n_rows * row_bytes // CUDA_BYTES))
     n_shares = torch.get_num_threads()
-    most_bytes = n_shares * (NARROW_SHARE_BYTES if n_columns <= NARROW else SHARE_BYTES)
+    most_bytes = n_shares * SHARE_BYTES
     if n_shares * 4 * n_columns**2 > SUMS_BYTES:
         n_shares, most_bytes = 1, min(SHARED_BYTES, SHARED_ROWS * row_bytes)
     parts = min(PARTS, n_rows * row_bytes // PART_BYTES, n_rows // (PART_ROWS * n_shares))

@@ -88,9 +88,10 @@ def _scale_of_extremes(magnitude: np.ndarray) -> np.ndarray | None:
 
 
 def _round_mean(mean: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np.ndarray:
-    """Means to about an eighth of the columns' spread; so round that subtracting one is mostly exact."""
+    """Means to about half a standard deviation: 0 for centred columns, others so round that to subtract them
+    is mostly exact."""
     spread = highest - lowest
-    unit = dd.slice_scale(spread / 64)
+    unit = dd.slice_scale(spread / 8)
     return np.where(spread > 0, np.rint(mean / unit) * unit, highest)
 
 
