@@ -162,7 +162,7 @@ class MomentsOf:
 
     @cached_property
     def _is_shifted(self) -> bool:
-        return bool(self.frame.shift.any())
+        return bool(self.frame.shift.cpu().numpy().any())
 
     def __call__(self, block: Block) -> Moments:
         if block.csr is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +28,6 @@ from torchlinreg.solvers._normal import (
     Factor,
     assemble,
     cholesky,
-    extreme_singular_values,
     solve_upper,
 )
 
@@ -50,13 +50,17 @@ ZERO = 1e-20
 UNCERTAIN = 1e-15
 
 
+class Errors(NamedTuple):
+    """Estimates of how far off a fit is, per response."""
+
+    gram: np.ndarray | float  # of the normal equations of unit columns, in norm
+    rows: np.ndarray | float  # of the predictions, in norm
+    coef: float  # of the coefficients as they are held, relative to them
+
+
 @dataclass(frozen=True)
 class Fit:
-    """A fit in a frame: which of the columns ``[1, x, y]`` explain which others, and how well is known.
-
-    `gram_error`, `row_error` and `coef_roundoff` estimate how far off it is (see `relative_error`), and
-    `rate` how much a refinement shrinks that.
-    """
+    """A fit in a frame: which of the columns ``[1, x, y]`` explain which others, and how well is known."""
 
     frame: Frame
     n_features: int
@@ -70,13 +74,7 @@ class Fit:
     n_samples: int
     roundoff: float  # of the moments
     cancellation: float  # of squares about the shift to squares about the mean
-    condition_number: float = 1.0
-    smallest: float = 1.0  # singular value of the design with unit columns
-    mean_in_gram: tuple[float, float] = (0.0, 0.0)  # see _norms_of_solved_mean
-    gram_error: np.ndarray | float = 0.0
-    row_error: np.ndarray | float = 0.0
-    coef_roundoff: float = EPS
-    rate: float = 0.0
+    refined: Errors | None = None  # those that refinement left, if there was any
 
     @property
     def n_intercepts(self) -> int:
@@ -89,6 +87,38 @@ class Fit:
         return shift_and_scale(self.frame)
 
     @property
+    def condition_number(self) -> float:
+        """Of the design with unit columns."""
+        largest, smallest = self.factor.singular_values
+        return largest / smallest
+
+    @property
+    def _is_of_exact_moments(self) -> bool:
+        return self.roundoff < EPS
+
+    @cached_property
+    def errors(self) -> Errors:
+        """Those that refinement left, or those of the moments."""
+        if self.refined is not None:
+            return self.refined
+        held = EPS**2 if self._is_of_exact_moments else EPS
+        return Errors(self.roundoff * self.cancellation * self.total_norm, 0.0, held)
+
+    @cached_property
+    def rate(self) -> float:
+        """How much a refinement shrinks the error.
+
+        With unit columns, a relative error ``u`` of the Gram matrix moves the coefficients by up to
+        ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm. A factor of float64 moments is as
+        inaccurate as they are; one of exact moments was rounded to float64 only at the end.
+        """
+        smallest = self.factor.singular_values[1]
+        size = max(1, len(self.ridge)) ** 0.5
+        if self._is_of_exact_moments:
+            return 8 * size * EPS / smallest
+        return 4 * size * self.roundoff * self.cancellation / smallest**2
+
+    @cached_property
     def total_norm(self) -> np.ndarray:
         """Norm of the coefficients of unit columns plus that of the response, per response."""
         scaled = self.coef[0][self.n_intercepts :] * self.factor.norm[:, None]
@@ -114,8 +144,6 @@ class Fit:
     def relative_error(self, least: float) -> float:
         """The largest relative error of a coefficient or intercept, estimated for each.
 
-        `gram_error` is an error of the normal equations of unit columns and `row_error` one of the
-        predictions, both in norm; `coef_roundoff` is that of the coefficients as they are held.
         Coefficients below `least` of the response pass for zeros.
         """
         return self._largest_error(self.factor.gains[:, None], least)
@@ -123,7 +151,7 @@ class Fit:
     @cached_property
     def _error_in_norm(self) -> float:
         """A bound on `relative_error` from the smallest singular value, which needs no inverse."""
-        return self._largest_error(1 / self.smallest, self._least)
+        return self._largest_error(1 / self.factor.singular_values[1], self._least)
 
     def _largest_error(self, gain: np.ndarray | float, least: float) -> float:
         measure = np.abs(self.coef[0][self.n_intercepts :]) * self.factor.norm[:, None]
@@ -131,7 +159,7 @@ class Fit:
         explained = self.responses <= self.n_features
         if explained.any():  # of columns explained by others, no single coefficient matters by itself
             measure = np.maximum(measure, np.where(explained, largest, 0.0))
-        absolute = (self.gram_error / self.smallest + self.row_error) * gain
+        absolute = (self.errors.gram / self.factor.singular_values[1] + self.errors.rows) * gain
         counted = measure > least * np.maximum(largest, self.response_norm)
         ratio = np.divide(absolute, measure, out=np.zeros_like(measure), where=counted)
         worst = float(ratio.max(initial=0.0))
@@ -145,11 +173,24 @@ class Fit:
         intercept = np.abs(constant + self.coef[0][0] - terms.sum(0))
         moved = np.abs(terms).sum(0)
         size = np.abs(constant) + moved + self.response_norm / np.sqrt(self.factor.weight_sum)
-        uncertain = self.gram_error * self.mean_in_gram[0] + self.row_error * self.mean_in_gram[1]
-        uncertain = uncertain + self.coef_roundoff * moved
+        of_gram, of_rows = self._mean_in_gram
+        uncertain = self.errors.gram * of_gram + self.errors.rows * of_rows + self.errors.coef * moved
         # An intercept that is 0 but for rounding has no digits to lose.
         counted = intercept > 4 * EPS * size
         return float(np.divide(uncertain, intercept, out=np.zeros_like(size), where=counted).max())
+
+    @cached_property
+    def means_of_unit_columns(self) -> np.ndarray:
+        """Means as seen from 0 of the design's columns, of unit norm about their means."""
+        shift, scale = self.units
+        design = self.design[1:]
+        return (shift[design] * scale[design] + self.factor.offset) / self.factor.norm
+
+    @cached_property
+    def _mean_in_gram(self) -> tuple[float, float]:
+        """How errors of the Gram matrix and of the rows reach the intercept, through the columns' means."""
+        solved = solve_upper(self.factor.upper, self.means_of_unit_columns[:, None])
+        return float(np.linalg.norm(solved)), float(np.linalg.norm(self.factor.upper @ solved))
 
 
 def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -210,7 +251,7 @@ def fit_moments(problem: Problem) -> Fit | None:
     sums = raw[0, 1:]
     offset = sums / weight_sum if problem.fit_intercept else None
     # In place as far as possible: for 1000 columns, fresh memory costs more than the arithmetic.
-    scatter = np.zeros((len(sums), len(sums))) if offset is None else np.outer(sums, -offset)
+    scatter = np.zeros((len(sums), len(sums))) if offset is None else sums[:, None] * -offset
     scatter += raw[1:, 1:]
     ridge = ridge_of(moments.frame, problem.penalty.l2, weight_sum)
     diagonal = scatter.diagonal()[:n_features] + ridge
@@ -235,21 +276,19 @@ def fit_moments(problem: Problem) -> Fit | None:
     design, coef = _with_intercept(active, offset, coef, n_features)
     cancellation = float((raw.diagonal()[1 + active] / diagonal[active]).max(initial=1.0))
     rss = total - (cross * coef[-len(active) :] if len(active) else cross).sum(0)
-    return _assessed(
-        Fit(
-            frame=moments.frame,
-            n_features=n_features,
-            design=design,
-            responses=np.arange(1 + n_features, len(raw)),
-            coef=(coef, np.zeros_like(coef)),
-            ridge=ridge[active],
-            factor=factor,
-            response_norm=np.sqrt(raw.diagonal()[1 + n_features :]),
-            rss=rss,
-            n_samples=moments.n_samples,
-            roundoff=GRAM_ROUNDOFF,
-            cancellation=cancellation,
-        )
+    return Fit(
+        frame=moments.frame,
+        n_features=n_features,
+        design=design,
+        responses=np.arange(1 + n_features, len(raw)),
+        coef=(coef, np.zeros_like(coef)),
+        ridge=ridge[active],
+        factor=factor,
+        response_norm=np.sqrt(raw.diagonal()[1 + n_features :]),
+        rss=rss,
+        n_samples=moments.n_samples,
+        roundoff=GRAM_ROUNDOFF,
+        cancellation=cancellation,
     )
 
 
@@ -333,21 +372,19 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, l2: np.ndarray, fi
         coef = np.concatenate([intercept[0], coef[0]]), np.concatenate([intercept[1], coef[1]])
         design = np.concatenate([[0], design])
     rss = scatter[0].diagonal()[explained] - explained_norm.sum(0)
-    return _assessed(
-        Fit(
-            frame=moments.frame,
-            n_features=n_features,
-            design=design,
-            responses=1 + explained,
-            coef=coef,
-            ridge=ridge[active],
-            factor=factor,
-            response_norm=np.sqrt(raw_diagonal[explained]),
-            rss=rss,
-            n_samples=moments.n_samples,
-            roundoff=moments.unit_roundoff,
-            cancellation=cancellation,
-        )
+    return Fit(
+        frame=moments.frame,
+        n_features=n_features,
+        design=design,
+        responses=1 + explained,
+        coef=coef,
+        ridge=ridge[active],
+        factor=factor,
+        response_norm=np.sqrt(raw_diagonal[explained]),
+        rss=rss,
+        n_samples=moments.n_samples,
+        roundoff=moments.unit_roundoff,
+        cancellation=cancellation,
     )
 
 
@@ -369,40 +406,18 @@ def _solve_refined(factor: Factor, gram: DoubleDouble, cross: DoubleDouble) -> D
     return coef
 
 
-def _assessed(fit: Fit) -> Fit:
-    """The fit with its condition number and the estimate of its error.
-
-    With unit columns, a relative error ``u`` of the Gram matrix moves the coefficients by up to
-    ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm. A factor of float64 moments is as
-    inaccurate as they are; one of exact moments was rounded to float64 only at the end.
-    """
-    largest, smallest = extreme_singular_values(fit.factor.upper)
-    size = np.sqrt(max(1, len(fit.ridge)))
-    exact = fit.roundoff < EPS
-    rate = 8 * size * EPS / smallest if exact else 4 * size * fit.roundoff * fit.cancellation / smallest**2
-    return replace(
-        fit,
-        condition_number=largest / smallest,
-        smallest=smallest,
-        mean_in_gram=_norms_of_solved_mean(fit) if fit.n_intercepts else (0.0, 0.0),
-        gram_error=fit.roundoff * fit.cancellation * fit.total_norm,
-        coef_roundoff=EPS**2 if exact else EPS,
-        rate=rate,
-    )
-
-
 def _after_float64(fit: Fit) -> Fit:
     """The fit with the errors that one refinement in float64 would leave."""
     left = GRADIENT_ROUNDOFF * fit.residual_norm + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
     rows = 4 * EPS * _offset_in_norm(fit) / np.sqrt(fit.n_samples) * fit.total_norm
-    return replace(fit, gram_error=left, row_error=rows, coef_roundoff=EPS**2)
+    return replace(fit, refined=Errors(left, rows, EPS**2))
 
 
 def _at_floor(fit: Fit, depth: Depth) -> Fit:
     """The fit with the errors that refinement with residuals of this depth cannot go below."""
-    gram_error = depth.product_roundoff * fit.cancellation * fit.residual_norm
-    row_error = depth.residual_roundoff * fit.cancellation * fit.total_norm
-    return replace(fit, gram_error=gram_error, row_error=row_error, coef_roundoff=EPS**2)
+    gram = depth.product_roundoff * fit.cancellation * fit.residual_norm
+    rows = depth.residual_roundoff * fit.cancellation * fit.total_norm
+    return replace(fit, refined=Errors(gram, rows, EPS**2))
 
 
 def _cheapest_depth(fit: Fit, tol: float) -> Depth:
@@ -411,25 +426,12 @@ def _cheapest_depth(fit: Fit, tol: float) -> Depth:
     return next(enough, DEPTHS[-1])
 
 
-def _norms_of_solved_mean(fit: Fit) -> tuple[float, float]:
-    """How errors of the Gram matrix and of the rows reach the intercept, through the columns' means."""
-    solved = solve_upper(fit.factor.upper, _means_of_unit_columns(fit)[:, None])
-    return float(np.linalg.norm(solved)), float(np.linalg.norm(fit.factor.upper @ solved))
-
-
 def _offset_in_norm(fit: Fit) -> float:
     """How much longer the longest column is as seen from 0 than as seen from its mean."""
     if not fit.n_intercepts:
         return 1.0
-    largest = np.square(_means_of_unit_columns(fit)).max(initial=0.0)
+    largest = np.square(fit.means_of_unit_columns).max(initial=0.0)
     return float(np.sqrt(1 + fit.factor.weight_sum * largest))
-
-
-def _means_of_unit_columns(fit: Fit) -> np.ndarray:
-    """Means as seen from 0 of the design's columns, of unit norm about their means."""
-    shift, scale = fit.units
-    design = fit.design[1:]
-    return (shift[design] * scale[design] + fit.factor.offset) / fit.factor.norm
 
 
 def _finish(
@@ -479,12 +481,11 @@ def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[
             rate = float(shrunk.max())
         previous = energy
         coef = dd.add(coef, (change, np.zeros_like(change)))
-        fit = replace(fit, coef=coef, gram_error=0.0, row_error=rate * energy, coef_roundoff=EPS**2)
+        fit = replace(fit, coef=coef, refined=Errors(0.0, rate * energy, EPS**2))
         if fit.reaches(max(EPS / 4, 1e-3 * tol)):
             break
-    floor = _at_floor(fit, depth)
-    row_error = np.maximum(fit.row_error, floor.row_error)
-    return replace(fit, gram_error=floor.gram_error, row_error=row_error), n_passes
+    floor = _at_floor(fit, depth).errors
+    return replace(fit, refined=floor._replace(rows=np.maximum(fit.errors.rows, floor.rows))), n_passes
 
 
 def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:

@@ -43,8 +43,8 @@ INDISTINCT, ROUNDING = 1e-10, 1e-13
 # Predictions this far from the typical target's are nothing, and by so much more than the model's may slopes
 # change along a step whose fall is their mean.
 NEXT_TO_NOTHING, MOST_BEND = 1e-6, 1.5
-# Near the optimum each step must gain this many times less than the one before; where so many in a row do
-# not, rounding has taken over.
+# Near the optimum each step must gain this many times less than any before; where so many in a row do not,
+# rounding has taken over.
 LEAST_GAIN, PATIENCE = 4.0, 3
 # A scale below this share of the typical spread of y is that of a perfect fit of many rows; so is one below
 # the rounding of y or, where most of y is 0, this share of the largest.
@@ -202,7 +202,8 @@ def _descend(
     """Newton steps from `variables`, where the expansion is `here`, to the optimum."""
     has_scale = objective.loss.estimates_scale
     typical = float(_sampled(objective.design.blocks.y[:, objective.target]).abs().median())
-    damping, first_damping, last_gain, waited = 0.0, np.inf, np.inf, 0
+    damping, first_damping, waited = 0.0, np.inf, 0
+    last_gain = least_gain = np.inf
     for n_iter in range(1, limit + 1):
         if has_scale and variables[-1] <= smallest_scale:
             return _End(variables, 0.0, Status.OPTIMAL, n_iter, here.hessian, is_flat=True)
@@ -211,7 +212,7 @@ def _descend(
         bent = float(variables @ here.hessian @ variables)
         bent += (NEXT_TO_NOTHING * typical) ** 2 * float(here.hessian.diagonal().sum())
         close = damping == 0 and gain <= ROUNDING * (min(abs(before), bent) or abs(before))
-        waited = waited + 1 if close and gain * LEAST_GAIN > last_gain else 0
+        waited = waited + 1 if close and gain * LEAST_GAIN > least_gain else 0
         enough = tol**2 * min(unit, bent)
         if gain <= enough * (damping == 0) or waited == PATIENCE:
             return _End(variables, gain / unit, Status.OPTIMAL, n_iter, here.hessian)
@@ -224,6 +225,7 @@ def _descend(
         if close or fall >= ACCEPTED * gain:
             variables, here = trial, there
             last_gain = gain if damping == 0 else np.inf
+            least_gain = min(least_gain, last_gain)
             if fall >= GOOD_FALL * gain:
                 damping /= DAMPING_FACTOR
             if damping <= NO_DAMPING * float(here.hessian.diagonal().max()):

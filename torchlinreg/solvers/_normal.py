@@ -49,6 +49,11 @@ class Factor:
         """How an error of the predictions reaches each coefficient: row norms of ``upper^-1``."""
         return np.sqrt((np.triu(inverse_of_upper(self.upper)) ** 2).sum(1))
 
+    @cached_property
+    def singular_values(self) -> tuple[float, float]:
+        """The largest and the smallest one of `upper`."""
+        return extreme_singular_values(self.upper)
+
     def energy(self, change: np.ndarray) -> np.ndarray:
         """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.
 
