@@ -470,7 +470,7 @@ class TestPasses:
     def given(self, as_X, n_targets, weighted):
         rng = np.random.default_rng(0)
         X = rng.standard_normal((self.n_samples, 3))
-        Y = X @ rng.standard_normal((3, n_targets)) + rng.standard_normal((self.n_samples, n_targets))
+        Y = 3 + X @ rng.standard_normal((3, n_targets)) + rng.standard_normal((self.n_samples, n_targets))
         return as_X(X), Y, rng.uniform(1, 2, self.n_samples) if weighted else None
 
     def test_clean_data_are_read_once(self, as_X, n_targets, weighted, taken):

@@ -255,7 +255,7 @@ def test_data_kinds(data, no_fits, kind, cv, scoring):
 
 
 def test_sparse_rows_stay_sparse(no_fits):
-    X = sparse.random_array((200, 10), density=0.05, rng=np.random.default_rng(0), format="csr")
+    X = sparse.random_array((200, 10), density=0.03, rng=np.random.default_rng(0), format="csr")
     y = X @ np.arange(10.0) + np.random.default_rng(1).normal(size=200)
     assert as_row_blocks(X, y).is_sparse
     assert_agrees(X, y, cv=4, l1_ratio=[0.0, 0.5])

@@ -285,6 +285,23 @@ def test_offset_costs_nothing(kind, offset):
     assert relative_error(found, centred(exact_moments(X, y, None, frame))) <= tolerance(kind)
 
 
+@pytest.mark.parametrize("offset", [0.0, 0.3, 3.0, 100.0, 1e3, 1e6])
+def test_outliers_in_the_first_rows_leave_the_shift_near_the_mean(offset):
+    """So that squares about the shift are no more than a few digits larger than those about the mean."""
+    rng = np.random.default_rng(5)
+    X = offset + rng.standard_normal((200, 20))
+    shift = choose_frame(as_row_blocks(X, X[:, :1]), fit_intercept=True).shift.numpy()[1:21]
+    assert np.abs(shift - offset).max() <= 0.6
+    X[3] += 1e3
+    shift = choose_frame(as_row_blocks(X, X[:, :1]), fit_intercept=True).shift.numpy()[1:21]
+    assert np.abs(shift - offset).max() <= 16
+
+
+def test_centred_columns_are_not_shifted():
+    X = np.random.default_rng(6).standard_normal((300, 100))
+    assert not choose_frame(as_row_blocks(X, X[:, :1]), fit_intercept=True).shift.any()
+
+
 def test_constant_columns_have_exact_zeros():
     """A constant is its own shift, so that no variance is left, whatever its last digits."""
     rng = np.random.default_rng(4)

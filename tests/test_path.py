@@ -109,7 +109,8 @@ def test_grid_begins_where_penalised_coefficients_vanish(data, options):
     largest = regularization_path(X, y, alphas=1, **options).alphas[0]
     path = regularization_path(X, y, alphas=[largest * (1 + 1e-6), largest * (1 - 1e-3)], **options)
     penalised = np.array(options.get("penalty_factor", np.ones(8))) > 0
-    assert not regularization_path(X, y, alphas=2, **options).coefs[0, penalised].any()
+    for offset in (0.0, 0.7, 10.0):  # which is to change roundings
+        assert not regularization_path(X + offset, y, alphas=2, **options).coefs[0, penalised].any()
     assert not path.coefs[0, penalised].any()
     assert path.coefs[1, penalised].any()
 

@@ -334,6 +334,19 @@ def test_random_problems_against_exact_solutions(ridge, shape, family):
             assert ridge or reg.rank_ == truth.rank, seed
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_an_intercept_far_below_y_has_its_digits(seed):
+    """The sums of large targets are rounded, too, also where columns at the origin add nothing to that."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((400, 2))
+    X -= X.mean(0)
+    y = X @ [1e6, -3e4] + 1e3 * rng.standard_normal(400)
+    y -= y.mean() - 1
+    _, digits, caught = fit_and_digits(make_problem("x-x", X, y))
+    assert not caught
+    assert digits >= 12
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("solver", LEAST_SQUARES)
 @pytest.mark.parametrize("ridge", [False, True])

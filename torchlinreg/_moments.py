@@ -59,7 +59,7 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
     highest, lowest = columns.max(0), columns.min(0)
     shift = np.zeros(1 + columns.shape[1])
     if fit_intercept:
-        shift[1:] = _round_mean(columns.sum(0) / len(columns), highest, lowest)
+        shift[1:] = _round_mean(columns, highest, lowest)
         features = slice(1, 1 + blocks.n_features)
         if blocks.is_sparse or _is_near_zero(columns[:, : blocks.n_features], shift[features]):
             shift[features] = 0  # a shift would fill the zeros, or copy wide rows for little
@@ -87,12 +87,18 @@ def _scale_of_extremes(magnitude: np.ndarray) -> np.ndarray | None:
     return scale
 
 
-def _round_mean(mean: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np.ndarray:
-    """Means to about half a standard deviation: 0 for centred columns, others so round that to subtract them
-    is mostly exact."""
+def _round_mean(columns: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np.ndarray:
+    """Means, so round that subtracting one is mostly exact, and 0 for means that cost next to no digits.
+
+    Those are up to half the mean absolute deviation, which a single outlier makes a little larger only.
+    """
+    mean = columns.sum(0) / len(columns)
+    apart = columns - mean
+    deviation = np.abs(apart, out=apart).sum(0) / len(columns)
     spread = highest - lowest
-    unit = dd.slice_scale(spread / 8)
-    return np.where(spread > 0, np.rint(mean / unit) * unit, highest)
+    unit = dd.slice_scale(spread / 64)
+    rounded = np.where(np.abs(mean) > deviation / 2, np.rint(mean / unit) * unit, 0.0)
+    return np.where(spread > 0, rounded, highest)
 
 
 def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:
@@ -139,7 +145,8 @@ class Moments:
         squares = raw.diagonal()
         if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
             return False
-        return not ((squares < SMALLEST_SQUARES) & (raw[0] != 0)).any()
+        small = squares < SMALLEST_SQUARES
+        return not (small.any() and (raw[0][small] != 0).any())
 
     def in_frame(self, frame: Frame) -> Moments:
         """The same moments about another shift."""

@@ -30,8 +30,9 @@ from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 PREDICTION_ERROR = 1e-11
 # Unit columns with a smaller eigenvalue depend on each other, or nearly so.
 DEPENDENT = 1e-6
-# The null model of other losses is known to so many digits: a grid begins a little above.
-ABOVE_NULL = 1 + 1e-6
+# The pull on each coefficient at the null model is known to so many digits, for the squared error and for
+# other losses: a grid begins a little above.
+ABOVE_EXACT_NULL, ABOVE_NULL = 1 + 1e-13, 1 + 1e-6
 # A path through dependent columns has steps of at most this.
 NEAR = 1.25
 # Wide rows with an l1 penalty take the path by moments as long as these are not larger than this.
@@ -385,7 +386,7 @@ def largest_alpha(problem: Problem, quadratic: Standardised | None, l1_ratio: fl
     down = np.where(penalty.lower < 0, -gradient.min(1), 0.0)
     pull = np.where((penalty.lower <= 0) & (penalty.upper >= 0), np.maximum(up, down), 0.0)
     largest = float((pull[penalised] / strength[penalised]).max(initial=0.0))
-    return largest if problem.loss.kind == "quadratic" else largest * ABOVE_NULL
+    return largest * (ABOVE_EXACT_NULL if problem.loss.kind == "quadratic" else ABOVE_NULL)
 
 
 def _gradient_without_penalised(quadratic: Standardised, penalty: Penalty) -> np.ndarray:

@@ -173,24 +173,11 @@ class Fit:
         intercept = np.abs(constant + self.coef[0][0] - terms.sum(0))
         moved = np.abs(terms).sum(0)
         size = np.abs(constant) + moved + self.response_norm / np.sqrt(self.factor.weight_sum)
-        of_gram, of_rows = self._mean_in_gram
+        of_gram, of_rows = self.factor.mean_gains
         uncertain = self.errors.gram * of_gram + self.errors.rows * of_rows + self.errors.coef * moved
         # An intercept that is 0 but for rounding has no digits to lose.
         counted = intercept > 4 * EPS * size
         return float(np.divide(uncertain, intercept, out=np.zeros_like(size), where=counted).max())
-
-    @cached_property
-    def means_of_unit_columns(self) -> np.ndarray:
-        """Means as seen from 0 of the design's columns, of unit norm about their means."""
-        shift, scale = self.units
-        design = self.design[1:]
-        return (shift[design] * scale[design] + self.factor.offset) / self.factor.norm
-
-    @cached_property
-    def _mean_in_gram(self) -> tuple[float, float]:
-        """How errors of the Gram matrix and of the rows reach the intercept, through the columns' means."""
-        solved = solve_upper(self.factor.upper, self.means_of_unit_columns[:, None])
-        return float(np.linalg.norm(solved)), float(np.linalg.norm(self.factor.upper @ solved))
 
 
 def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -271,7 +258,13 @@ def fit_moments(problem: Problem) -> Fit | None:
     upper = cholesky(gram)
     if upper is None:
         return None
-    factor = Factor(upper, norm, None if offset is None else offset[active], weight_sum)
+    factor = Factor(
+        upper,
+        norm,
+        None if offset is None else offset[active],
+        _shift_in_frame(moments.frame)[active],
+        weight_sum,
+    )
     coef = solve_upper(upper, cross / norm[:, None]) / norm[:, None]
     design, coef = _with_intercept(active, offset, coef, n_features)
     cancellation = float((raw.diagonal()[1 + active] / diagonal[active]).max(initial=1.0))
@@ -300,6 +293,12 @@ def ridge_of(frame: Frame, l2: np.ndarray, weight_sum: float) -> np.ndarray:
     # Columns so small that this overflows have coefficients that underflow; a finite ridge keeps them 0.
     log2_scale = np.log2(frame.scale[1 : 1 + len(l2)].cpu().numpy())
     return np.ldexp(ridge, np.minimum(2 * log2_scale, 900).astype(int))
+
+
+def _shift_in_frame(frame: Frame) -> np.ndarray:
+    """Shifts of x and y in the units of the frame."""
+    shift = frame.shift if frame.scale is None else frame.shift * frame.scale
+    return shift[1:].cpu().numpy()
 
 
 def _with_intercept(
@@ -359,7 +358,11 @@ def fit_exact_moments(moments: ExactMoments, n_features: int, l2: np.ndarray, fi
     unit_norm = np.sqrt((upper[:, :rank] ** 2).sum(0))
     norm = unit_norm / inverse_norm[active]
     factor = Factor(
-        upper[:, :rank] / unit_norm, norm, None if offset is None else offset[0][active], weight_sum
+        upper[:, :rank] / unit_norm,
+        norm,
+        None if offset is None else offset[0][active],
+        _shift_in_frame(moments.frame)[active],
+        weight_sum,
     )
     gram = scatter[0][np.ix_(active, active)], scatter[1][np.ix_(active, active)]
     cross = scatter[0][np.ix_(active, explained)], scatter[1][np.ix_(active, explained)]
@@ -430,7 +433,7 @@ def _offset_in_norm(fit: Fit) -> float:
     """How much longer the longest column is as seen from 0 than as seen from its mean."""
     if not fit.n_intercepts:
         return 1.0
-    largest = np.square(fit.means_of_unit_columns).max(initial=0.0)
+    largest = np.square(fit.factor.means).max(initial=0.0)
     return float(np.sqrt(1 + fit.factor.weight_sum * largest))
 
 
@@ -523,5 +526,7 @@ def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     intercept = fit.coef[0][:1] / scale[fit.responses], fit.coef[1][:1] / scale[fit.responses]
     if not low.any():  # a plain float64 fit, whose estimated error allows for this rounding
         return (high, low), (target + intercept[0] - origin @ high, zero)
-    moved = dd.matmul((origin, np.zeros_like(origin)), (high, low))
+    in_frame = origin * scale[columns]  # where the largest coefficients can still be split
+    moved = dd.matmul((in_frame, np.zeros_like(origin)), (fit.coef[0][first:], fit.coef[1][first:]))
+    moved = moved[0] / scale[fit.responses], moved[1] / scale[fit.responses]
     return (high, low), dd.add(dd.add((target, zero), intercept), dd.negative(moved))

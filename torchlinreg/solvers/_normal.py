@@ -28,12 +28,13 @@ class Factor:
     """Triangular factor of a centred design with unit columns.
 
     ``upper.T @ upper`` approximates the (ridge-penalised) Gram matrix of the columns divided by `norm`.
-    `offset` is the mean of the design columns in their frame, None without intercept.
+    `offset` is the mean of the design columns in their frame, whose shift is `shift`; None without intercept.
     """
 
     upper: np.ndarray  # shape: (n_columns, n_columns)
     norm: np.ndarray  # shape: (n_columns,)
     offset: np.ndarray | None  # shape: (n_columns,)
+    shift: np.ndarray  # in the units of the frame; shape: (n_columns,)
     weight_sum: float
 
     def solve(self, gradient: np.ndarray) -> np.ndarray:
@@ -53,6 +54,23 @@ class Factor:
     def singular_values(self) -> tuple[float, float]:
         """The largest and the smallest one of `upper`."""
         return extreme_singular_values(self.upper)
+
+    @cached_property
+    def means(self) -> np.ndarray:
+        """Means as seen from 0 of the columns, of unit norm about their means."""
+        assert self.offset is not None
+        return (self.shift + self.offset) / self.norm
+
+    @cached_property
+    def mean_gains(self) -> tuple[float, float]:
+        """How errors of the normal equations and of the predictions reach the intercept.
+
+        Through the coefficients, with the columns' means, and through the mean residual.
+        """
+        solved = solve_upper(self.upper, self.means[:, None])
+        directly = self.weight_sum**-0.5
+        through = np.sqrt((solved**2).sum()), np.sqrt(((self.upper @ solved) ** 2).sum())
+        return float(through[0]) + directly, float(through[1]) + directly
 
     def energy(self, change: np.ndarray) -> np.ndarray:
         """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.
