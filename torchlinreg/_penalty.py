@@ -23,7 +23,7 @@ class Penalty:
     @cached_property
     def has_bounds(self) -> bool:
         """Whether any coefficient is constrained."""
-        return bool((self.lower > -np.inf).any() or (self.upper < np.inf).any())
+        return bool(self.lower.max(initial=-np.inf) > -np.inf or self.upper.min(initial=np.inf) < np.inf)
 
     @cached_property
     def is_ridge(self) -> bool:

@@ -254,7 +254,7 @@ def fit_moments(problem: Problem) -> Fit | None:
         gram, cross = gram[np.ix_(active, active)], cross[active]
     gram /= norm[:, None]
     gram /= norm
-    np.fill_diagonal(gram, 1.0)
+    np.einsum("ii->i", gram)[:] = 1.0
     upper = cholesky(gram)
     if upper is None:
         return None

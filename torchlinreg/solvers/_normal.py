@@ -67,10 +67,11 @@ class Factor:
 
         Through the coefficients, with the columns' means, and through the mean residual.
         """
-        solved = solve_upper(self.upper, self.means[:, None])
+        solved = solve_upper(self.upper, self.means[:, None])[:, 0]
         directly = self.weight_sum**-0.5
-        through = np.sqrt((solved**2).sum()), np.sqrt(((self.upper @ solved) ** 2).sum())
-        return float(through[0]) + directly, float(through[1]) + directly
+        # The square of upper @ solved, since solved was made by solving upper.T @ upper @ solved = means.
+        predicted = max(0.0, float(self.means @ solved))
+        return float(solved @ solved) ** 0.5 + directly, predicted**0.5 + directly
 
     def energy(self, change: np.ndarray) -> np.ndarray:
         """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.
