@@ -82,26 +82,23 @@ def named(X, names="abc"):
     return pd.DataFrame(X, columns=list(names))
 
 
-def checks_of(estimators):
-    """As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6."""
-    pairs = [pair for reg in estimators for pair in estimator_checks_generator(reg)]
-    ids = [f"{reg}-{check.func.__name__}" for reg, check in pairs]
-    return pytest.mark.parametrize(("estimator", "check"), pairs, ids=ids)
+# As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
+CHECKS = [
+    pair
+    for reg in [*CONFIGURATIONS, *LOSSES_AND_PENALTIES, *TRAINING_CONFIGURATIONS, *SEARCHES]
+    for pair in estimator_checks_generator(reg)
+]
 
 
-@checks_of([*CONFIGURATIONS, *LOSSES_AND_PENALTIES, *TRAINING_CONFIGURATIONS])
+@pytest.mark.parametrize(
+    ("estimator", "check"), CHECKS, ids=[f"{reg}-{check.func.__name__}" for reg, check in CHECKS]
+)
 def test_scikit_learn_check(estimator, check):
     try:
         check(estimator)
     except SkipTest:
         assert check.func.__name__ in MAY_SKIP
         raise
-
-
-@pytest.mark.filterwarnings("ignore")  # of splits that leave too few rows for a score
-@checks_of(SEARCHES)
-def test_scikit_learn_check_of_a_search(estimator, check):
-    test_scikit_learn_check(estimator, check)
 
 
 class TestTools:

@@ -25,8 +25,8 @@ Statistic = TypeVar("Statistic")
 BLOCK_BYTES = 4 * 2**20
 WIDE_BLOCK_BYTES = 64 * 2**20
 WIDE_BLOCK_ROWS = 2048
-# Up to this share of stored entries moments come straight from CSR. With 3 % that takes 0.85 to 1.05 of the
-# time of dense rows, with 4 % 0.95 to 1.4.
+# Up to this share of stored entries moments come straight from CSR. With 3 % that takes 0.85 to 1.07 of the
+# time of dense rows, with 4 % 0.94 to 1.37.
 CSR_DENSITY = 0.035
 
 

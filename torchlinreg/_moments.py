@@ -16,7 +16,8 @@ from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks
 from torchlinreg._gram import UpperGram, columns_at_once
 
-HEAD_ROWS, SPARSELY = 256, 4
+HEAD_ROWS = 256
+DEVIATION_STEP = 4  # of these rows, every so many-th tells how far they are from their mean
 # Squares of numbers within these bounds neither overflow nor underflow, even summed over 1e12 rows.
 SAFE_RANGE = (1e-140, 1e140)
 # Products of rows from this width on with residuals take longer to copy the rows than to multiply them.
@@ -90,11 +91,11 @@ def _scale_of_extremes(magnitude: np.ndarray) -> np.ndarray | None:
 def _round_mean(columns: np.ndarray, highest: np.ndarray, lowest: np.ndarray) -> np.ndarray:
     """Means, so round that subtracting one is mostly exact, and 0 for means that cost next to no digits.
 
-    Those are up to half the mean absolute deviation, here of some rows, which a single outlier makes a little
-    larger only.
+    Those are up to half the mean absolute deviation of some rows. A single outlier adds to that no more than
+    rounding a mean next to it may miss.
     """
     mean = columns.sum(0) / len(columns)
-    apart = columns[::SPARSELY] - mean
+    apart = columns[::DEVIATION_STEP] - mean
     deviation = np.abs(apart, out=apart).sum(0) / len(apart)
     spread = highest - lowest
     unit = dd.slice_scale(spread / 64)

@@ -167,8 +167,7 @@ class Fit:
 
     def _relative_intercept_error(self) -> float:
         shift, scale = self.units
-        design = self.design[1:]
-        terms = (shift[design] * scale[design])[:, None] * self.coef[0][1:]
+        terms = self.factor.shift[:, None] * self.coef[0][1:]
         constant = shift[self.responses] * scale[self.responses]
         intercept = np.abs(constant + self.coef[0][0] - terms.sum(0))
         moved = np.abs(terms).sum(0)
@@ -526,7 +525,7 @@ def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     intercept = fit.coef[0][:1] / scale[fit.responses], fit.coef[1][:1] / scale[fit.responses]
     if not low.any():  # a plain float64 fit, whose estimated error allows for this rounding
         return (high, low), (target + intercept[0] - origin @ high, zero)
-    in_frame = origin * scale[columns]  # where the largest coefficients can still be split
-    moved = dd.matmul((in_frame, np.zeros_like(origin)), (fit.coef[0][first:], fit.coef[1][first:]))
+    in_frame = fit.factor.shift[None]  # where the largest coefficients can still be split
+    moved = dd.matmul((in_frame, np.zeros_like(in_frame)), (fit.coef[0][first:], fit.coef[1][first:]))
     moved = moved[0] / scale[fit.responses], moved[1] / scale[fit.responses]
     return (high, low), dd.add(dd.add((target, zero), intercept), dd.negative(moved))
