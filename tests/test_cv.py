@@ -495,7 +495,7 @@ def test_leave_one_out_in_halves(n_at_once):
     parts = [rows_of(np.array([number])) for number in range(7)]
 
     def of(rows):
-        return Moments(frame, torch.full((1, 1), 10.0 ** rows.runs[0][0], dtype=torch.float64), 1)
+        return Moments(frame, torch.full((1, 1), 10.0 ** rows.runs[0][0], dtype=torch.float64), 1, 0.0)
 
     pairs = list(leave_one_out(parts, of, n_at_once))
     assert [float(test.raw) for _, test in pairs] == [10.0**k for k in range(7)]

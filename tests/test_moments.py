@@ -1,5 +1,7 @@
 """Moments add up: any split, order or repetition of the rows gives those of the whole."""
 
+import itertools
+import math
 from fractions import Fraction
 from math import frexp
 
@@ -18,7 +20,7 @@ from torchlinreg._gram import NARROW, PANELS, SMALL_ROWS, UpperGram, _Buffer
 from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
-from torchlinreg.solvers._exact import GRAM_ROUNDOFF
+from torchlinreg.solvers._exact import RANDOM_SIGNS
 
 EPS = 2.0**-53
 # Full-length numbers of moderate size, zeros and small integers among them.
@@ -434,22 +436,93 @@ def test_an_interrupted_product_leaves_nothing_behind():
     assert gram(2**21, lambda part, out: out.fill_(1))[0, 1] == 2**21
 
 
+def indicators(rng, shape):
+    """Standardised, so that sums hold the same few products again and again, rounded alike each time."""
+    rows = (rng.random(shape) < 0.3).astype(np.float64)
+    return (rows - rows.mean(0)) / rows.std(0)
+
+
+ROWS = {
+    "positive": lambda rng, shape: rng.random(shape),
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "trending": lambda rng, shape: np.cumsum(rng.standard_normal(shape), axis=0),
+    "outliers": lambda rng, shape: rng.standard_cauchy(shape),
+    "indicators": indicators,
+    "sorted indicators": lambda rng, shape: np.sort(indicators(rng, shape), axis=0),
+    "constant": lambda rng, shape: np.broadcast_to(0.5 + rng.random(shape[1]), shape),
+}
+
+
+def exact_product(a, b):
+    """The sum of products, rounded once."""
+    return math.fsum(np.concatenate(dd.two_product(a, b)))
+
+
+@pytest.mark.parametrize("shape", [(25, 2), (300, 5), (1020, 10), (10**5, 2), (2 * 10**5, 10), (5000, 300)])
+@pytest.mark.parametrize("kind", ROWS)
+def test_rounding_errors_of_products_are_within_the_bound(kind, shape):
+    rows = np.ascontiguousarray(ROWS[kind](np.random.default_rng(0), shape))
+    found, roundoff = UpperGram(shape[1], torch.device("cpu")).with_roundoff(
+        shape[0], lambda part, out: out.copy_(torch.from_numpy(rows[part]))
+    )
+    for i, j in [(0, 0), (0, 1), (1, 1), (0, shape[1] - 1)]:
+        error = abs(float(found[i, j]) - exact_product(rows[:, i], rows[:, j]))
+        assert error <= roundoff * np.linalg.norm(rows[:, i]) * np.linalg.norm(rows[:, j])
+    if kind in ("positive", "normal"):
+        assert roundoff < 1.3e-15  # or fits that need no refinement would be refined
+
+
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("n_columns", [2, 10, 30, 80])
 def test_rounding_errors_of_many_positive_products_stay_small(n_columns, n_threads, monkeypatch):
-    """As small as the exact solver takes them to be, in whose estimates they stand."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
     rows = np.random.default_rng(0).random((min(10**6, 2**23 // n_columns), n_columns))
-    found = np.triu(
-        UpperGram(n_columns, torch.device("cpu"))
-        .of_scaled(torch.from_numpy(rows), torch.ones(len(rows), dtype=torch.float64))
-        .numpy()
+    found, roundoff = UpperGram(n_columns, torch.device("cpu")).with_roundoff(
+        len(rows), lambda part, out: out.copy_(torch.from_numpy(rows[part]))
     )
-    long = rows.astype(np.longdouble)
-    exact = np.array([[(long[:, i] * long[:, j]).sum() for j in (0, 1)] for i in (0, 1)])
-    norm = np.sqrt(exact.diagonal())
-    error = (np.abs(found[:2, :2] - np.triu(exact)) / norm / norm[:, None]).max()
-    assert error <= GRAM_ROUNDOFF
+    for i, j in [(0, 0), (0, 1), (1, 1)]:
+        error = abs(float(found[i, j]) - exact_product(rows[:, i], rows[:, j]))
+        assert error <= roundoff * np.linalg.norm(rows[:, i]) * np.linalg.norm(rows[:, j])
+    assert roundoff < 1.3e-15
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_rounding_errors_of_sparse_moments_are_within_the_bound(kind):
+    rng = np.random.default_rng(0)
+    dense = ROWS[kind](rng, (20_000, 40)) * (rng.random((20_000, 40)) < 0.02)
+    y, weight = ROWS[kind](rng, (20_000, 1))[:, 0], rng.random(20_000)
+    blocks = as_row_blocks(sparse.csr_array(dense), y, weight)
+    assert blocks.is_sparse
+    moments = Problem(blocks, ridge(0.0, 40)).moments
+    shift, scale = moments.frame
+    assert scale is None
+    root = np.sqrt(weight)
+    columns = [root, root * dense[:, 0], root * dense[:, 1], root * (y - float(shift[-1]))]
+    for (a, i), (b, j) in itertools.combinations_with_replacement(
+        zip(columns, (0, 1, 2, 41), strict=True), 2
+    ):
+        error = abs(float(moments.raw[i, j]) - exact_product(a, b))
+        assert error <= moments.roundoff * np.linalg.norm(a) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("kind", ["normal", "trending", "smooth"])
+@pytest.mark.parametrize("shape", [(1000, 5), (2 * 10**5, 10), (3000, 300)])
+def test_rounding_errors_of_gradients_are_within_the_bound(kind, shape):
+    """Of one sum over the rows they can be 4e-15 of the norms where residuals change their sign rarely."""
+    rng = np.random.default_rng(0)
+    t = np.linspace(0, 1, shape[0])
+    X = 2 + np.sin(np.outer(t, 1 + np.arange(shape[1]))) if kind == "smooth" else rng.random(shape)
+    y = np.exp(3 * t) if kind == "smooth" else ROWS[kind](rng, (shape[0], 1))[:, 0]
+    y = y - y.mean()
+    problem = Problem(as_row_blocks(X, y), ridge(0.0, shape[1]))
+    frame = Frame(torch.zeros(2 + shape[1], dtype=torch.float64), None)
+    design, responses = np.arange(1 + shape[1]), np.array([1 + shape[1]])
+    gradient, error = problem.gradient(frame, design, responses, np.zeros((1 + shape[1], 1)))
+    assert error.shape == gradient.shape
+    assert abs(gradient[0, 0] - math.fsum(y)) <= error[0, 0]
+    for j in (0, 1, shape[1] - 1):
+        off = abs(gradient[1 + j, 0] - exact_product(X[:, j], y))
+        assert off <= max(error[1 + j, 0], RANDOM_SIGNS * np.linalg.norm(X[:, j]) * np.linalg.norm(y))
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 16, 64])

@@ -830,4 +830,4 @@ def _on_cpu(moments: Moments | ExactMoments) -> Moments | ExactMoments:
         return _to_device(moments, cpu)
     shift, scale = moments.frame
     frame = Frame(shift.cpu(), None if scale is None else scale.cpu())
-    return Moments(frame, moments.raw.cpu(), moments.n_samples)
+    return Moments(frame, moments.raw.cpu(), moments.n_samples, moments.roundoff)

@@ -143,7 +143,8 @@ class ExactMoments:
     def from_moments(moments: Moments) -> ExactMoments:
         """Float64 moments, with their rounding errors, ready to be merged with exact ones."""
         raw = symmetric(moments.raw)
-        return ExactMoments(moments.frame, raw, torch.zeros_like(raw), moments.n_samples, 2.0**-50)
+        unit_roundoff = max(2.0**-50, 2 * moments.roundoff)
+        return ExactMoments(moments.frame, raw, torch.zeros_like(raw), moments.n_samples, unit_roundoff)
 
 
 class ExactMomentsOf:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
+
+EPS = 2.0**-53
 
 # Fewer numbers are multiplied at once; of fewer rows by NumPy, since torch's threads may take milliseconds to
 # wake.
@@ -21,9 +25,22 @@ NARROW = 64  # up to so many columns, where lines begin does not matter
 PANELS = ((256, 24), (512, 48))  # up to so many columns: so many to a panel
 WIDE_PANEL = 72
 LINE = 8  # numbers in a line of the cache
-# Sums of so many products at most, and then of these: errors of 1e-16, where in one sum of 1e6 positive
-# products those of 4e-15 add up. It costs no time.
-LONGEST_SUM = 1024
+# Products are summed in stacks of rows of this length, between these limits, in units of sqrt(n_rows): then
+# the errors within stacks and those of adding the stacks up are about equal. Longer stacks save little time.
+SHORTEST_SUM, LONGEST_SUM = 128, 1024
+SUM_PER_ROOT = 4
+# torch adds up along the first axis in cascades, of so many terms at a time.
+CASCADE = 16
+# Root mean square of a relative rounding error in units of u = 2^-53, for sums whose leading digits are
+# distributed as those of most data are: sqrt(1 / 3 * 3 / 8 / log(2)).
+RMS_ROUNDING = 0.42
+# Rounding errors that add up instead of cancelling are measured on some of the columns' squares; products of
+# different columns may have somewhat larger ones.
+DRIFT_SAFETY = 2.0
+# The largest of 1000 independent errors can be this many times what is expected of a single one.
+CLEARLY_MORE = 1.5
+# Numbers whose squares are taken at once to measure the errors of a product.
+SQUARES_AT_ONCE = 2**16
 # Where the sums of all cores' shares were larger, the cores share one, of more rows.
 SUMS_BYTES = 16 * 2**20
 SHARED_ROWS, SHARED_BYTES = 2048, 64 * 2**20
@@ -33,6 +50,38 @@ PARTS, PART_BYTES, PART_ROWS = 4, 2**20, 512
 CUDA_BYTES = 256 * 2**20
 # torch gives fewer numbers to one thread.
 PARALLEL = 32768
+
+
+class Product(NamedTuple):
+    """A Gram matrix and how far rounding may have moved it."""
+
+    upper: torch.Tensor  # of which the upper triangle counts; shape: (n_columns, n_columns)
+    roundoff: float  # of an entry, relative to the norms of its two columns
+
+
+def longest_sum(n_rows: int) -> int:
+    """How many rows to a stack, for `n_rows` in all."""
+    return min(n_rows, LONGEST_SUM, max(SHORTEST_SUM, SUM_PER_ROOT * math.isqrt(n_rows)))
+
+
+def roundoff_of_sums(n_rows: int, length: int, n_stacks: int, n_fills: int = 1) -> float:
+    """Rounding error of a sum of products over rows, relative to the norms of the two factors.
+
+    Rows are summed one after another in stacks of `length`, each stack over `n_fills` of a buffer, and then
+    the stacks. Adding up `n` products of one sign and size in sequence leaves a relative error of standard
+    deviation ``0.42 u sqrt(n / 3)``, with ``u = 2^-53``, if roundings are independent (Higham, Mary 2019,
+    SIAM J. Sci. Comput. 41, A2815-A2835). Four of those are ``u sqrt(n)``, and m sums that are added up
+    divide it by sqrt(m). Products of both signs leave less, and so does any other order within a stack.
+    """
+    n_sums = max(1.0, n_rows / length)
+    within = length / n_sums
+    over_fills = n_fills / min(n_stacks, n_sums)
+    return EPS * math.sqrt(within + over_fills + min(n_stacks, CASCADE))
+
+
+def _roundoff_of_one_stack(length: int, n_fills: int) -> float:
+    """The same where a few rows are so large that all others are added to nearly the whole sum."""
+    return 4 * RMS_ROUNDING * EPS * math.sqrt(length + n_fills)
 
 
 class UpperGram:
@@ -50,20 +99,31 @@ class UpperGram:
 
     def __call__(self, n_rows: int, write: Callable[[slice, torch.Tensor], object]) -> torch.Tensor:
         """The product of `n_rows` rows, of which ``write(part, out)`` writes those of a slice."""
+        return self._product(n_rows, write, measured=False).upper
+
+    def with_roundoff(self, n_rows: int, write: Callable[[slice, torch.Tensor], object]) -> Product:
+        """The product with its rounding error.
+
+        Errors of independent roundings follow from the way in which sums are formed. Where the same few
+        products come again and again (standardised indicators, constants) they do not cancel, by how much
+        depends on the processor: so squares of the rows in the first buffer are summed accurately, too.
+        """
+        return self._product(n_rows, write, measured=True)
+
+    def _product(
+        self, n_rows: int, write: Callable[[slice, torch.Tensor], object], *, measured: bool
+    ) -> Product:
         if n_rows * self._n_columns == 0:
-            return torch.zeros((self._n_columns,) * 2, dtype=torch.float64, device=self._device)
+            return Product(torch.zeros((self._n_columns,) * 2, dtype=torch.float64, device=self._device), 0.0)
         if n_rows * self._n_columns < SMALL and self._device.type == "cpu":
-            rows = np.empty((n_rows, self._n_columns))
-            if self._has_ones:
-                rows[:, 0] = 1
-            write(slice(0, n_rows), torch.from_numpy(rows))
-            return _small_gram(rows)
+            return self._small_product(n_rows, write, measured=measured)
         if self._buffer is None or self._buffer.is_too_small_for(n_rows):
             self._buffer = _Buffer(n_rows, self._n_columns, self._device)
             if self._has_ones:
                 self._buffer.rows[:, : columns_at_once(*self._buffer.rows.shape)] = 1
         buffer = self._buffer
         buffer.begin()
+        drift, n_fills = 0.0, 0
         for start in range(0, n_rows, len(buffer.rows)):
             part = slice(start, min(start + len(buffer.rows), n_rows))
             n_written = part.stop - start
@@ -71,9 +131,43 @@ class UpperGram:
             if n_written < len(buffer.rows):
                 buffer.rows[n_written:] = 0
             buffer.add_products()
+            n_fills += 1
+            if measured and n_fills == 1:
+                expected = roundoff_of_sums(n_written, buffer.length, buffer.n_stacks)
+                found = buffer.squares().sum(0).cpu().numpy()
+                accurate = _accurate_squares(buffer.rows[:n_written]).cpu().numpy()
+                drift = measured_roundoff(found, accurate, expected)
+                if n_written < n_rows and drift <= CLEARLY_MORE * expected:
+                    drift = 0.0  # further rows will average it out
         if self._has_ones:
             buffer.rows[n_written:, 0] = 1
-        return buffer.total()
+        independent = roundoff_of_sums(n_rows, buffer.length, buffer.n_stacks, n_fills)
+        if measured and _has_outliers(buffer.squares()):
+            independent = _roundoff_of_one_stack(buffer.length, n_fills)
+        return Product(buffer.total(), max(independent, drift))
+
+    def _small_product(
+        self, n_rows: int, write: Callable[[slice, torch.Tensor], object], *, measured: bool
+    ) -> Product:
+        """The product of rows that are written at once, by few calls of NumPy."""
+        n_stacks = -(-n_rows // longest_sum(n_rows))
+        length = -(-n_rows // n_stacks)
+        rows = np.empty((n_stacks * length, self._n_columns))
+        if self._has_ones:
+            rows[:, 0] = 1
+        if len(rows) > n_rows:
+            rows[n_rows:] = 0
+        write(slice(0, n_rows), torch.from_numpy(rows[:n_rows]))
+        products = _products_of_stacks(rows.reshape(n_stacks, length, self._n_columns))
+        upper = products[0] if n_stacks == 1 else products.sum(0)
+        roundoff = roundoff_of_sums(n_rows, length, n_stacks)
+        if measured:
+            accurate = _accurate_squares(torch.from_numpy(rows)).numpy()
+            measure = measured_roundoff(upper.diagonal(), accurate, roundoff)
+            if n_stacks > 1 and _has_outliers(torch.from_numpy(products).diagonal(dim1=1, dim2=2)):
+                roundoff = _roundoff_of_one_stack(length, 1)
+            roundoff = max(roundoff, measure)
+        return Product(torch.from_numpy(upper), roundoff)
 
     def of_scaled(self, rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """The product of rows times a factor each, shape (n_rows,)."""
@@ -86,7 +180,7 @@ class _Buffer:
 
     def __init__(self, n_rows: int, n_columns: int, device: torch.device) -> None:
         self._n_rows = n_rows
-        n_stacks, length = _stacks(n_rows, n_columns, device)
+        self.n_stacks, self.length = n_stacks, length = _stacks(n_rows, n_columns, device)
         n_lines = -(-n_columns // LINE) | 1  # an odd number, lest rows compete for the same sets of the cache
         before = LINE * n_lines - n_columns if n_columns > NARROW else 0
         whole = torch.empty((length * n_stacks, before + n_columns), dtype=torch.float64, device=device)
@@ -111,6 +205,11 @@ class _Buffer:
         for total, (left, right) in zip(self._sums, self._factors, strict=True):
             total.baddbmm_(left, right)
 
+    def squares(self) -> torch.Tensor:
+        """Sums of squares so far; shape: (n_stacks, n_columns)."""
+        parts = [sums[:, :, : sums.shape[1]].diagonal(dim1=1, dim2=2) for sums in self._sums]
+        return torch.cat(parts, dim=1)
+
     def total(self) -> torch.Tensor:
         n_columns = self.rows.shape[1]
         result = self.rows.new_zeros((n_columns, n_columns))
@@ -119,12 +218,53 @@ class _Buffer:
         return result
 
 
-def _small_gram(rows: np.ndarray) -> torch.Tensor:
-    if len(rows) >= SMALL_ROWS:
-        same = torch.from_numpy(rows)
-        return same.T @ same
+def _products_of_stacks(stacks: np.ndarray) -> np.ndarray:
+    """Products of few rows with themselves; shape: (n_stacks, n_columns, n_columns)."""
+    if stacks.shape[0] * stacks.shape[1] >= SMALL_ROWS:
+        same = torch.from_numpy(stacks)
+        products: np.ndarray = torch.bmm(same.mT, same).numpy()
+        return products
     with np.errstate(invalid="ignore", over="ignore"):
-        return torch.from_numpy(rows.T @ rows)
+        if len(stacks) == 1:
+            return (stacks[0].T @ stacks[0])[None]
+        return np.matmul(stacks.transpose(0, 2, 1), stacks)
+
+
+def _has_outliers(squares: torch.Tensor) -> bool:
+    """Whether less than half of the stacks hold most of a column's squares, as of a few large rows.
+
+    `squares` has shape (n_stacks, n_columns).
+    """
+    n_even = squares.sum(0).square() / squares.square().sum(0)  # NaN for columns of zeros
+    return bool((2 * n_even <= len(squares)).any())
+
+
+def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) -> float:
+    """The largest relative error of squares, with a margin where it is more than what is expected of them.
+
+    Then squares of the same few numbers were rounded alike, and so may have been products of two columns.
+    """
+    with np.errstate(invalid="ignore"):  # NaN and infinity show in the product
+        error = np.abs(found - accurate)
+    beyond = error > expected * accurate
+    if not beyond.any():
+        return 0.0
+    largest = float((error[beyond] / accurate[beyond]).max())
+    return DRIFT_SAFETY * largest if largest > CLEARLY_MORE * expected else largest
+
+
+def _accurate_squares(rows: torch.Tensor) -> torch.Tensor:
+    """Sums of squares by halves or in cascades, which leave errors of a few units in the last place."""
+    if len(rows) <= SHORTEST_SUM:
+        squares = rows.square()
+        while len(squares) > 1:
+            half, odd = len(squares) // 2, squares[2 * (len(squares) // 2) :]
+            squares = squares[:half] + squares[half : 2 * half]
+            if len(odd):
+                squares[:1] += odd
+        return squares[0]
+    at_once = max(1, SQUARES_AT_ONCE // rows.shape[1])
+    return torch.stack([part.square().sum(0) for part in torch.split(rows, at_once)]).sum(0)
 
 
 def columns_at_once(n_rows: int, n_columns: int) -> int:
@@ -148,12 +288,14 @@ def _stacks(n_rows: int, n_columns: int, device: torch.device) -> tuple[int, int
         return 1, -(-n_rows // -(-n_rows * row_bytes // CUDA_BYTES))
     n_shares = torch.get_num_threads()
     most_bytes = n_shares * SHARE_BYTES
+    longest = longest_sum(n_rows)
     if n_shares * 4 * n_columns**2 > SUMS_BYTES:
         n_shares, most_bytes = 1, min(SHARED_BYTES, SHARED_ROWS * row_bytes)
+        longest = LONGEST_SUM
     parts = min(PARTS, n_rows * row_bytes // PART_BYTES, n_rows // (PART_ROWS * n_shares))
     n_parts = max(1, parts, -(-n_rows * row_bytes // most_bytes))
     share = -(-n_rows // (n_parts * n_shares))
-    n_sums = -(-share // LONGEST_SUM)
+    n_sums = -(-share // longest)
     return n_shares * n_sums, -(-share // n_sums)
 
 

@@ -5,16 +5,18 @@ They are float64 and cost one product of the rows with themselves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks
-from torchlinreg._gram import UpperGram, columns_at_once
+from torchlinreg._gram import EPS, UpperGram, columns_at_once, measured_roundoff, roundoff_of_sums
 
 HEAD_ROWS = 256
 DEVIATION_STEP = 4  # of these rows, every so many-th tells how far they are from their mean
@@ -134,11 +136,15 @@ class Moments:
     frame: Frame
     raw: torch.Tensor  # shape: (1 + n_features + n_targets,) * 2
     n_samples: int
+    roundoff: float  # rounding error of an entry of `raw`, relative to the norms of its two columns
 
     @staticmethod
     def merge(a: Moments, b: Moments) -> Moments:
         """Moments of the rows of both."""
-        return Moments(a.frame, a.raw + b.in_frame(a.frame).raw, a.n_samples + b.n_samples)
+        b = b.in_frame(a.frame)
+        # Independent roundings: n merges in sequence add as n products do (see `roundoff_of_sums`).
+        roundoff = math.hypot(max(a.roundoff, b.roundoff), EPS)
+        return Moments(a.frame, a.raw + b.raw, a.n_samples + b.n_samples, roundoff)
 
     @property
     def is_sound(self) -> bool:
@@ -159,7 +165,11 @@ class Moments:
         new_scale = one if frame.scale is None else frame.scale
         change = torch.diag(new_scale / old_scale)
         change[0, 1:] = ((self.frame.shift - frame.shift) * new_scale)[1:]
-        return Moments(frame, change.T @ symmetric(self.raw) @ change, self.n_samples)
+        raw = change.T @ symmetric(self.raw) @ change
+        # Errors are as large as before, but squares about a shift nearer to the mean are smaller.
+        before = self.raw.diagonal() * (new_scale / old_scale).square()
+        shrunk = torch.where(raw.diagonal() > 0, before / raw.diagonal(), 1.0).amax().clamp(min=1.0)
+        return Moments(frame, raw, self.n_samples, 4 * (self.roundoff + EPS) * float(shrunk))
 
 
 class MomentsOf:
@@ -176,11 +186,12 @@ class MomentsOf:
     def __call__(self, block: Block) -> Moments:
         if block.csr is not None:
             with np.errstate(invalid="ignore"):  # infinity times a zero weight, found out by the NaN
-                raw = self._of_csr(block)
-        else:
-            root = None if block.weight is None else block.weight.sqrt()[:, None]
-            raw = self._gram(len(block.y), lambda part, out: self._write(block, root, part, out))
-        return Moments(self.frame, raw, len(block.y))
+                return self._of_csr(block)
+        root = None if block.weight is None else block.weight.sqrt()[:, None]
+        raw, roundoff = self._gram.with_roundoff(
+            len(block.y), lambda part, out: self._write(block, root, part, out)
+        )
+        return Moments(self.frame, raw, len(block.y), roundoff)
 
     def _write(self, block: Block, root: torch.Tensor | None, part: slice, out: torch.Tensor) -> None:
         """The columns ``[1, x, y]`` of some rows in the frame, each row times sqrt(weight)."""
@@ -208,7 +219,7 @@ class MomentsOf:
         if root is not None:
             out *= root[part]
 
-    def _of_csr(self, block: Block) -> torch.Tensor:
+    def _of_csr(self, block: Block) -> Moments:
         """Straight from the stored entries; the frame does not shift x."""
         X = block.csr
         assert X is not None
@@ -216,24 +227,40 @@ class MomentsOf:
         n_features = X.shape[1]
         X = X.astype(np.float64)
         shift_y = self.frame.shift[1 + n_features :]
-        others = torch.cat(
-            [torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1
-        ).numpy()
-        weight = np.ones(len(others)) if block.weight is None else block.weight.numpy()
+        others = torch.cat([torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1)
         if scale is not None:
             X = X.multiply(scale[1 : 1 + n_features]).tocsr()
-            others = others * scale[[0, *range(1 + n_features, len(scale))]]
+            others *= torch.from_numpy(scale[[0, *range(1 + n_features, len(scale))]])
+        root = None if block.weight is None else block.weight.sqrt()
+        if root is not None:
+            X = X.multiply(root.numpy()[:, None]).tocsr()
+            others *= root[:, None]
         order = [0, *range(1 + n_features, 1 + n_features + block.y.shape[1])]
         inside = np.arange(1, 1 + n_features)
-        weighted_others = others * weight[:, None]
         raw = np.empty((len(self.frame.shift),) * 2)
-        weighted_X = X if block.weight is None else X.multiply(weight[:, None]).tocsr()
-        raw[1 : 1 + n_features, 1 : 1 + n_features] = (X.T @ weighted_X).toarray()
-        raw[np.ix_(order, order)] = others.T @ weighted_others
-        cross = X.T @ weighted_others
+        raw[1 : 1 + n_features, 1 : 1 + n_features] = (X.T @ X).toarray()
+        product = UpperGram(others.shape[1], others.device).with_roundoff(
+            len(others), lambda part, out: out.copy_(others[part])
+        )
+        raw[np.ix_(order, order)] = product.upper.numpy()
+        cross = X.T @ others.numpy()
         raw[np.ix_(inside, order)] = cross
         raw[np.ix_(order, inside)] = cross.T
-        return torch.from_numpy(raw)
+        roundoff = max(product.roundoff, _roundoff_of_csr(X, raw.diagonal()[inside]))
+        return Moments(self.frame, torch.from_numpy(raw), len(block.y), roundoff)
+
+
+def _roundoff_of_csr(X: sparse.csr_array, squares: np.ndarray) -> float:
+    """Rounding error of products of columns, which scipy sums one stored entry after another."""
+    columns = X.tocsc()
+    n_stored = np.diff(columns.indptr)
+    longest = max(1, int(n_stored.max(initial=0)))
+    accurate = np.zeros(X.shape[1])
+    stored = n_stored > 0
+    if stored.any():
+        accurate[stored] = np.add.reduceat(columns.data**2, columns.indptr[:-1][stored])
+    expected = roundoff_of_sums(longest, longest, 1)
+    return max(expected, measured_roundoff(squares, accurate, expected))
 
 
 def symmetric(upper: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,6 @@ from torchlinreg._standardised import Standardised, standardised
 from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import is_wide, solve
-from torchlinreg.solvers._exact import GRAM_ROUNDOFF
 from torchlinreg.solvers._normal import TORCH_SIZE, cholesky, solve_upper
 from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 
@@ -270,7 +269,7 @@ def _minima_of(quadratic: Standardised, scaled: list[Penalty]) -> Minima:
             if minimum.converged:
                 smallest[index, target] = _smallest(quadratic, minimum.coef, scaled[index])
     size = np.sqrt((coef**2).sum(1)) + quadratic.target_spread
-    roundoff = GRAM_ROUNDOFF * float(quadratic.cancellation.max(initial=1.0))
+    roundoff = quadratic.roundoff * float(quadratic.cancellation.max(initial=1.0))
     with np.errstate(divide="ignore", invalid="ignore"):
         error = roundoff * size / np.sqrt(smallest)
     return Minima(coef, np.where(np.isfinite(coef).all(1), error, np.inf), excess)

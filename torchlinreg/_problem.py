@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from torchlinreg._blocks import WIDE_BLOCK_ROWS, RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
 from torchlinreg._penalty import Penalty
-from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf
+from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf, GradientSums
 from torchlinreg._standardised import Standardised, standardised
 from torchlinreg.losses import Loss, SquaredError
 
@@ -100,11 +99,15 @@ class Problem:
 
     def gradient(
         self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray
-    ) -> np.ndarray:
-        """Gradient of the squared error in float64, shape (n_design, n_responses); one pass."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient of the squared error in float64 and its rounding error; one pass.
+
+        Both have shape (n_design, n_responses).
+        """
         of = GradientOf(frame, design, responses, coef)
         rows_in_place = GRADIENT_BLOCK_BYTES // (8 * self.blocks.n_features)
-        return of.finish(self.blocks.map_reduce(of, torch.add, dense=True, rows_in_place=rows_in_place))
+        sums = self.blocks.map_reduce(of, GradientSums.merge, dense=True, rows_in_place=rows_in_place)
+        return of.finish(sums)
 
     def exact_gradient(
         self,

@@ -15,6 +15,7 @@ import torch
 from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block
 from torchlinreg._exact_moments import ExactRows, exact_product, exact_rows
+from torchlinreg._gram import EPS, RMS_ROUNDING, longest_sum
 from torchlinreg._moments import Frame
 
 
@@ -63,11 +64,29 @@ class Gradient(NamedTuple):
         return result
 
 
+class GradientSums(NamedTuple):
+    """Sums over rows, and squares of four standard deviations of their errors, in units of ``(2^-53)^2``.
+
+    Adding to a sum rounds by up to half a unit in its last place, so that what matters is how large sums are
+    on the way, while residuals of both signs may cancel in the end.
+    """
+
+    total: torch.Tensor  # shape: (1 + n_features, n_responses)
+    variance: torch.Tensor  # 16 of them; shape: (1 + n_features, n_responses)
+
+    @staticmethod
+    def merge(a: GradientSums, b: GradientSums) -> GradientSums:
+        """Sums over the rows of both."""
+        total = a.total + b.total
+        added = (4 * RMS_ROUNDING * total).square()
+        return GradientSums(total, a.variance + b.variance + added)
+
+
 class GradientOf:
     """Sums of the weighted residuals, and of their products with X, in float64, over a block.
 
     X is read where it is, without the frame's shift and scale, which `finish` brings in: a call is two
-    products of X with a vector and little else. Shape: (1 + n_features, n_responses).
+    products of X with a vector and little else.
 
     Parameters
     ----------
@@ -89,7 +108,7 @@ class GradientOf:
         # Elementwise: a product by torch, between two by BLAS, waited 8 ms for the threads.
         self._constant = self._contrast[0] - (self._shift[1:, None] * self._contrast[1:]).sum(0)
 
-    def __call__(self, block: Block) -> torch.Tensor:
+    def __call__(self, block: Block) -> GradientSums:
         assert block.X is not None
         X = block.X.to(torch.float64)
         n_features = X.shape[1]
@@ -97,14 +116,40 @@ class GradientOf:
         residual += torch.addmm(self._constant, block.y, self._contrast[1 + n_features :])
         if block.weight is not None:
             residual *= block.weight[:, None]
-        return torch.cat([residual.sum(0, keepdim=True), X.mT @ residual])
+        return _sums_over_rows(X, residual)
 
-    def finish(self, sums: torch.Tensor) -> np.ndarray:
-        """The gradient with respect to the design's coefficients in the frame."""
-        features = slice(1, len(sums))
-        sums[1:] -= self._shift[features, None] * sums[:1]
-        sums *= self._scale[: len(sums), None]
-        return sums[self._design].cpu().numpy()
+    def finish(self, sums: GradientSums) -> tuple[np.ndarray, np.ndarray]:
+        """The gradient with respect to the design's coefficients in the frame, and its rounding error."""
+        total, variance = sums
+        shift = self._shift[1 : len(total), None]
+        total[1:] -= shift * total[:1]
+        total *= self._scale[: len(total), None]
+        variance[1:] += shift.square() * variance[:1]
+        error = EPS * variance.sqrt() * self._scale[: len(total), None]
+        return total[self._design].cpu().numpy(), error[self._design].cpu().numpy()
+
+
+def _sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
+    """Sums of the residuals and of their products with X, in stacks as short as a Gram matrix's.
+
+    A stack of `length` products that sum to g in sequence, at worst at a steady rate, adds ``length g^2`` to
+    the variance (see `roundoff_of_sums`), and adding up the stacks less than that.
+    """
+    n_rows, n_responses = residual.shape
+    length = longest_sum(n_rows)
+    n_stacks = n_rows // length
+    whole = n_stacks * length
+    stacks, right = (part[:whole].view(n_stacks, length, part.shape[1]) for part in (X, residual))
+    parts = [torch.cat([right.sum(1, keepdim=True), torch.bmm(stacks.mT, right)], dim=1)]
+    if whole < n_rows:
+        rest = residual[whole:]
+        parts.append(torch.cat([rest.sum(0, keepdim=True), X[whole:].mT @ rest])[None])
+    total = torch.zeros((1 + X.shape[1], n_responses), dtype=torch.float64, device=X.device)
+    squares = torch.zeros_like(total)
+    for part in parts:
+        total += part.sum(0)
+        squares += part.square().sum(0)
+    return GradientSums(total, 2 * length * squares)
 
 
 class ExactGradientOf:

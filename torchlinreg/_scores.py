@@ -12,7 +12,6 @@ from torchlinreg._folds import Rows
 from torchlinreg._moments import Moments, symmetric
 from torchlinreg._path import Minima
 from torchlinreg._standardised import Standardised
-from torchlinreg.solvers._exact import GRAM_ROUNDOFF
 
 
 class Sums(NamedTuple):
@@ -59,7 +58,7 @@ def sums_of_moments(test: Moments, quadratic: Standardised, minima: Minima) -> S
     residual = total - 2 * cross + explained + weight_sum * mean_residual**2
     root = np.sqrt(raw.diagonal()[1:])
     size = root[targets] + np.einsum("j,ajk->ak", root[inside], np.abs(coef))
-    return Sums(residual, total, weight_sum, GRAM_ROUNDOFF * size**2)
+    return Sums(residual, total, weight_sum, test.roundoff * size**2)
 
 
 def sums_of_rows(

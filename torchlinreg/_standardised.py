@@ -9,8 +9,8 @@ import numpy as np
 
 from torchlinreg._moments import Moments, shift_and_scale, symmetric
 
-# A squared spread below this share of the mean square is the rounding of a constant column.
-CONSTANT = 4e-15
+# A squared spread below this many rounding errors of the mean square is that of a constant column.
+CONSTANT = 10
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Standardised:
     shift: np.ndarray  # of the frame; shape: (n_features + n_targets,)
     scale: np.ndarray  # of the frame; shape: (n_features + n_targets,)
     square: np.ndarray  # in the frame, about its shift; shape: (n_features + n_targets,)
+    roundoff: float  # rounding error of the products about the shift, relative to the columns' norms about it
 
     @cached_property
     def unit(self) -> np.ndarray:
@@ -72,7 +73,7 @@ def standardised(moments: Moments, n_features: int, fit_intercept: bool) -> Stan
     if fit_intercept:
         products -= np.outer(mean, mean)
     variance = products.diagonal()
-    constant = ~(variance > CONSTANT * square)
+    constant = ~(variance > CONSTANT * moments.roundoff * square)
     spread = np.sqrt(np.where(constant, 0.0, variance))
     unit = np.where(constant, 1.0, spread)
     products /= unit[:, None]
@@ -93,4 +94,5 @@ def standardised(moments: Moments, n_features: int, fit_intercept: bool) -> Stan
         shift=shift,
         scale=scale,
         square=square,
+        roundoff=moments.roundoff,
     )

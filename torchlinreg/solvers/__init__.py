@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torchlinreg._exact_moments import ExactMoments
+from torchlinreg._gram import EPS
 from torchlinreg._moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
@@ -120,7 +121,7 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     if penalty.is_ridge:
         n_features = problem.blocks.n_features
         return solve_accumulated(moments, n_features, penalty.l2, problem.fit_intercept, tol)
-    given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples))
+    given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, EPS))
 
     def again(other: Problem) -> Solution:
         return solve_moments(other, tol)

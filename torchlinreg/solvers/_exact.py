@@ -32,10 +32,9 @@ from torchlinreg.solvers._normal import (
 )
 
 EPS = 2.0**-53
-# Rounding errors of a blocked Gram matrix relative to the columns' norms, as measured.
-GRAM_ROUNDOFF = 4e-16
-# The same of the residuals' products with the columns in float64, whose signs cancel.
-GRADIENT_ROUNDOFF = 1.5e-16
+# Rounding error of products of residuals with columns where their signs vary at random, relative to the norms
+# of both: four standard deviations, `4 * RMS_ROUNDING * EPS / sqrt(2)`. Others are found out by the pass.
+RANDOM_SIGNS = 1.2 * EPS
 # Each pass of refinement must shrink the error by this at least, or the float64 factor is not good enough.
 SLOWEST_REFINEMENT = 1e-2
 # With unit columns, a pivot of the Gram matrix below the square of this is a dependent column: columns that
@@ -279,7 +278,7 @@ def fit_moments(problem: Problem) -> Fit | None:
         response_norm=np.sqrt(raw.diagonal()[1 + n_features :]),
         rss=rss,
         n_samples=moments.n_samples,
-        roundoff=GRAM_ROUNDOFF,
+        roundoff=moments.roundoff,
         cancellation=cancellation,
     )
 
@@ -408,9 +407,9 @@ def _solve_refined(factor: Factor, gram: DoubleDouble, cross: DoubleDouble) -> D
     return coef
 
 
-def _after_float64(fit: Fit) -> Fit:
-    """The fit with the errors that one refinement in float64 would leave."""
-    left = GRADIENT_ROUNDOFF * fit.residual_norm + fit.rate * fit.roundoff * fit.cancellation * fit.total_norm
+def _after_float64(fit: Fit, gradient: np.ndarray | float) -> Fit:
+    """The fit with the errors that a refinement in float64 leaves, by the gradient's in units of columns."""
+    left = gradient + fit.rate * fit.errors.gram
     rows = 4 * EPS * _offset_in_norm(fit) / np.sqrt(fit.n_samples) * fit.total_norm
     return replace(fit, refined=Errors(left, rows, EPS**2))
 
@@ -442,21 +441,25 @@ def _finish(
     """Refine as far as `tol` asks for, and give the solution in the user's units."""
     limit = MAX_REFINEMENTS if max_iter is None else max_iter
     if limit > 0 and not fit.reaches(tol):
-        refined = _after_float64(fit)
-        if refined.reaches(tol):
-            fit, passes = replace(refined, coef=_refined_in_float64(problem, fit)), 1
-        else:
+        expected = _after_float64(fit, RANDOM_SIGNS * fit.residual_norm)
+        if expected.reaches(tol):
+            fit = _refined_in_float64(problem, fit)
+            limit -= 1
+            n_passes += 1
+        if limit > 0 and not fit.reaches(tol):
             fit, passes = refine_exactly(problem, fit, tol, limit)
-        n_passes += passes
+            n_passes += passes
     return _to_solution(fit, solver, tol, n_passes)
 
 
-def _refined_in_float64(problem: Problem, fit: Fit) -> DoubleDouble:
+def _refined_in_float64(problem: Problem, fit: Fit) -> Fit:
     """One pass: residuals of the rows, their gradient, and the change that takes it to 0."""
-    gradient = problem.gradient(fit.frame, fit.design, fit.responses, fit.coef[0])
+    gradient, error = problem.gradient(fit.frame, fit.design, fit.responses, fit.coef[0])
     first = fit.n_intercepts
     gradient[first:] -= fit.ridge[:, None] * fit.coef[0][first:]
-    return dd.two_sum(fit.coef[0], fit.factor.solve(gradient))
+    of_columns = (error[first:] / fit.factor.norm[:, None]).max(0, initial=0.0)
+    refined = _after_float64(fit, np.maximum(of_columns, RANDOM_SIGNS * fit.residual_norm))
+    return replace(refined, coef=dd.two_sum(fit.coef[0], fit.factor.solve(gradient)))
 
 
 def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[Fit, int]:

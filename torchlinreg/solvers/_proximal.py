@@ -19,8 +19,7 @@ from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._residuals import DEPTHS
 from torchlinreg._solution import Solution, Status
-from torchlinreg._standardised import CONSTANT, Standardised
-from torchlinreg.solvers._exact import GRAM_ROUNDOFF
+from torchlinreg._standardised import Standardised
 from torchlinreg.solvers._normal import cholesky, extreme_singular_values
 from torchlinreg.solvers._quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
 
@@ -37,6 +36,8 @@ MAX_REFINEMENTS = 3
 MAX_ROUNDS = 100
 # Penalties and bounds in units so extreme that they overflow.
 HUGE = 1e300
+# A squared spread about the computed mean below this share of the mean square is that mean's rounding.
+CONSTANT = 4e-15
 # Products of a column with the residuals, per spread of both, that may come from rounding.
 UNSEEN = 1e-14
 
@@ -105,7 +106,7 @@ class _Centred:
     spread: np.ndarray  # of the kept features, in the user's units
     target_spread: np.ndarray  # shape: (n_targets,)
     target: np.ndarray  # the same, 1 where it is 0
-    cancellation: float
+    roundoff: float  # rounding error of the products, relative to the columns' norms
 
 
 def _centred(columns: Standardised) -> _Centred:
@@ -118,7 +119,7 @@ def _centred(columns: Standardised) -> _Centred:
         columns.spread[kept],
         columns.target_spread,
         target,
-        float(columns.cancellation[kept].max(initial=1.0)),
+        columns.roundoff * float(columns.cancellation[kept].max(initial=1.0)),
     )
 
 
@@ -199,7 +200,7 @@ def _worth_refining(centred: _Centred, minima: list[QuadraticMinimum], inside: l
             continue
         upper = cholesky(centred.gram[free[:, None], free])
         smallest = 1e-8 if upper is None else extreme_singular_values(upper)[1]
-        error = GRAM_ROUNDOFF * centred.cancellation * (1 + np.abs(coef).sum())
+        error = centred.roundoff * (1 + np.abs(coef).sum())
         if (error / smallest) ** 2 > 1e-14 * max(_value(centred, k, coef, part), 1e-30):
             return True
     return False
