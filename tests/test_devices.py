@@ -11,8 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from scipy import sparse
+from simulated_cuda import SimulatedCuda
+from sklearn import config_context
+from sklearn.base import clone
 
-from torchlinreg import TorchLinearRegressor
+from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV
 
 ROOT = Path(__file__).parents[1]
 DTYPES = [torch.float32, torch.float64]
@@ -329,3 +332,65 @@ class TestTraining:
         reg = TorchLinearRegressor(solver="adam", learning_rate=0.01, batch_size=50, device="cuda")
         reg.partial_fit(X, y).partial_fit(X, y)
         assert not any(tensor.is_cuda for tensor in tensors_within(reg))
+
+
+def log_cosh(prediction, target):
+    return torch.log(torch.cosh(prediction - target))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("penalty", [{}, {"alpha": 0.1, "l1_ratio": 0.5}, {"positive": True}])
+@pytest.mark.parametrize("loss", ["squared_error", "huber", "absolute_error", log_cosh])
+def test_losses_and_penalties_agree_with_the_cpu(loss, penalty):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((120, 4)) * [1, 3, 0.1, 10] + [0, 5, 1, -3]
+    y = X @ [1, 0.2, 3, -0.1] + rng.standard_normal(120)
+    weight = rng.integers(0, 3, 120).astype(float)
+    reg = TorchLinearRegressor(loss=loss, **penalty)
+    expected = clone(reg).fit(X, y, weight)
+    there = [torch.from_numpy(part).cuda() for part in (X, y, weight)]
+    np.testing.assert_allclose(reg.fit(*there).coef_, expected.coef_, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("scoring", [None, "r2", "neg_mean_absolute_error"])
+@pytest.mark.parametrize("loss", ["squared_error", "huber"])
+def test_cross_validation_of_tensors_there(loss, scoring):
+    X, y, _ = problem((90, 3))
+    search = TorchLinearRegressorCV(loss=loss, scoring=scoring, alphas=3, n_jobs=2)
+    expected = clone(search).fit(X, y)
+    found = search.fit(torch.from_numpy(X).cuda(), torch.from_numpy(y).cuda())
+    assert found.alpha_ == pytest.approx(expected.alpha_, rel=1e-9)
+    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=1e-7)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="waits are counted by the simulated device")
+class TestWaits:
+    """How often the host waits for the device does not depend on the number of blocks or batches."""
+
+    @staticmethod
+    def waits(reg, n_samples, *, weighted=False):
+        X, y, weight = problem((n_samples, 4))
+        with SimulatedCuda() as simulated, config_context(working_memory=0.02):  # 109 rows a block
+            rows, target, weight = (torch.from_numpy(part).cuda() for part in (X, y, weight))
+            clone(reg).fit(rows, target, weight if weighted else None)
+        return simulated.waits
+
+    @pytest.mark.parametrize("weighted", [True, False])
+    def test_a_pass_over_many_blocks(self, weighted):
+        few = self.waits(TorchLinearRegressor(), 300, weighted=weighted)
+        assert few == self.waits(TorchLinearRegressor(), 5000, weighted=weighted)
+        assert 0 < few.total() < 20
+
+    @pytest.mark.parametrize("solver", ["sgd", "adam"])
+    @pytest.mark.parametrize("rate", ["auto", 1e-11])
+    @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+    def test_an_epoch_of_many_batches(self, solver, rate):
+        reg = TorchLinearRegressor(solver=solver, learning_rate=rate, batch_size=20, tol=0, random_state=0)
+
+        def of_an_epoch(n_samples):
+            three, four = (self.waits(clone(reg).set_params(max_iter=n), n_samples) for n in (3, 4))
+            return (four - three).total()
+
+        assert of_an_epoch(100) == of_an_epoch(600)
+        assert 0 < of_an_epoch(600) <= 2

@@ -246,7 +246,7 @@ class Search:
         found = np.all(minima.error <= PREDICTION_ERROR * quadratic.target_spread, axis=1)
         scores = np.full(len(candidates), np.nan)
         coef, intercept = quadratic.in_users_units(minima.coef)
-        test = self._part(self._splits[fold.number].test)
+        test = self._test_part(self._splits[fold.number])
         scorer = check_scoring(self._template, scoring=self._search.scoring)
         for index in found.nonzero()[0]:
             model = self._model(candidates[index])
@@ -267,7 +267,13 @@ class Search:
     def _data_of(self, number: int) -> _SplitData:
         split = self._splits[number]
         train = self._part(split.train_index(self._problem.blocks.n_samples))
-        return _SplitData(train, self._part(split.test))
+        return _SplitData(train, self._test_part(split))
+
+    def _test_part(self, split: Split) -> _Part:
+        """The test rows, of which tensors come to the CPU: scikit-learn's scorers read arrays."""
+        X, y, weight, score_params = self._part(split.test)
+        score_params = {name: _off_device(value) for name, value in score_params.items()}
+        return _Part(_off_device(X), _off_device(y), weight, score_params)
 
     def _part(self, index: np.ndarray) -> _Part:
         """Some rows of the user's data."""
@@ -306,6 +312,10 @@ def _taken(values: Any, index: np.ndarray) -> Any:
     if isinstance(values, torch.Tensor):
         return values[torch.from_numpy(index).to(values.device)]
     return _safe_indexing(values, index)
+
+
+def _off_device(values: Any) -> Any:
+    return values.cpu() if isinstance(values, torch.Tensor) else values
 
 
 def _n_rows(values: Any) -> int | None:
