@@ -20,6 +20,7 @@ from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
+from torchlinreg._accumulated import on_cpu, to_device
 from torchlinreg._blocks import RowBlocks, as_row_blocks, check_features
 from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
 from torchlinreg._checks import check_flag, check_number
@@ -36,6 +37,8 @@ from torchlinreg._penalty import penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import FitStatus, Solution, Status
 from torchlinreg._training_plan import (
+    check_solver,
+    check_trains,
     earlier_model,
     initial_model,
     n_epochs,
@@ -45,19 +48,11 @@ from torchlinreg._training_plan import (
     train_further,
 )
 from torchlinreg.losses import Loss, as_loss
-from torchlinreg.solvers import (
-    Epoch,
-    check_solver,
-    check_trains,
-    choose_solver,
-    geometry_of_accumulated,
-    is_training,
-    is_wide,
-    optimizer_recipe,
-    solve,
-    solve_of_moments,
-    train,
-)
+from torchlinreg.solvers import choose_solver, solve, solve_of_moments
+from torchlinreg.solvers._dual import is_wide
+from torchlinreg.solvers._geometry import geometry_of_accumulated
+from torchlinreg.solvers._optimizers import is_training, optimizer_recipe
+from torchlinreg.solvers._training import Epoch, train
 
 # From so many numbers on, float64 predictions are a product of torch's, as the moments are.
 LARGE_PRODUCT = 10**5
@@ -426,7 +421,7 @@ class TorchLinearRegressor(
         self._optimizer_state: dict[str, Any] | None = None
         self._moments: Moments | ExactMoments | None = None
         if problem.loss.kind == "quadratic" and not is_wide(problem) and blocks.weight is given.weight:
-            self._moments = _on_cpu(problem.best_moments)
+            self._moments = on_cpu(problem.best_moments)
         self._keep(solution, blocks, extra_frames=DECORATOR_FRAMES)
         report.end()
         if self.verbose:
@@ -496,7 +491,7 @@ class TorchLinearRegressor(
         else:
             choose_solver(self.solver, problem)  # or its refusal
             solution = solve_of_moments(problem, moments, float(self.tol))
-        self._moments = _to_device(moments, torch.device("cpu"))
+        self._moments = to_device(moments, torch.device("cpu"))
         self._keep(solution, blocks)
         return self
 
@@ -689,7 +684,7 @@ class TorchLinearRegressor(
             moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         if before is None:
             return moments
-        before = _to_device(before, blocks.device)
+        before = to_device(before, blocks.device)
         if moments.frame.scale is not None:
             before = before.with_scale(moments.frame.scale)
         return ExactMoments.merge(before, moments)
@@ -810,24 +805,3 @@ def _frame_for(before: ExactMoments | None, blocks: RowBlocks, fit_intercept: bo
         return choose_frame(blocks, fit_intercept=fit_intercept)
     shift, scale = before.frame
     return Frame(shift.to(blocks.device), None if scale is None else scale.to(blocks.device))
-
-
-def _to_device(moments: ExactMoments, device: torch.device) -> ExactMoments:
-    shift, scale = moments.frame
-    frame = Frame(shift.to(device), None if scale is None else scale.to(device))
-    return ExactMoments(
-        frame,
-        moments.high.to(device),
-        moments.low.to(device),
-        moments.n_samples,
-        moments.unit_roundoff,
-    )
-
-
-def _on_cpu(moments: Moments | ExactMoments) -> Moments | ExactMoments:
-    cpu = torch.device("cpu")
-    if isinstance(moments, ExactMoments):
-        return _to_device(moments, cpu)
-    shift, scale = moments.frame
-    frame = Frame(shift.cpu(), None if scale is None else scale.cpu())
-    return Moments(frame, moments.raw.cpu(), moments.n_samples, moments.roundoff)

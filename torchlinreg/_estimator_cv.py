@@ -27,7 +27,7 @@ from torchlinreg._loss_parameters import LossParametersMixin
 from torchlinreg._path import check_grid
 from torchlinreg._search import Candidate, Search, SearchParameters
 from torchlinreg.losses import Loss
-from torchlinreg.solvers import is_training
+from torchlinreg.solvers._optimizers import is_training
 
 
 class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):

@@ -20,7 +20,8 @@ from torchlinreg._solution import Solution
 from torchlinreg._standardised import Standardised, standardised
 from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
-from torchlinreg.solvers import is_wide, solve
+from torchlinreg.solvers import solve
+from torchlinreg.solvers._dual import is_wide
 from torchlinreg.solvers._normal import TORCH_SIZE, cholesky, solve_upper
 from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 

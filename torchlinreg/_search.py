@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
+from torchlinreg._accumulated import on_cpu
 from torchlinreg._blocks import RowBlocks
-from torchlinreg._estimator import TorchLinearRegressor, _on_cpu
 from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, rows_of
 from torchlinreg._moments import Moments, choose_frame
 from torchlinreg._path import (
@@ -51,6 +51,35 @@ class Candidate(NamedTuple):
     l1_ratio: float
 
 
+class Regressor(Protocol):
+    """What a search copies, sets and fits: the parameters and methods of `TorchLinearRegressor` it needs."""
+
+    loss: Any
+    alpha: float
+    l1_ratio: float
+    penalty_factor: Any
+    positive: bool
+    bounds: Any
+    fit_intercept: bool
+    solver: Any
+    max_iter: int | None
+    tol: float
+    _moments: Any
+    _optimizer_state: Any
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit the model."""
+
+    def predict(self, X: Any) -> Any:
+        """Predict for rows."""
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """R2 of the prediction."""
+
+    def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
+        """Set the fitted attributes."""
+
+
 class SearchParameters(NamedTuple):
     """How `TorchLinearRegressorCV` searches."""
 
@@ -65,7 +94,7 @@ class Search:
 
     def __init__(
         self,
-        template: TorchLinearRegressor,
+        template: Regressor,
         search: SearchParameters,
         X: Any,
         y: Any,
@@ -151,7 +180,7 @@ class Search:
             for _, index in of_split:
                 yield delayed(_fit_and_score)(self._model(candidates[index]), data, self._search.scoring)
 
-    def fitted(self, candidate: Candidate) -> TorchLinearRegressor:
+    def fitted(self, candidate: Candidate) -> Regressor:
         """A candidate fitted to all rows, from the moments if there are any."""
         model = self._model(candidate)
         if self._folds is None:
@@ -159,11 +188,11 @@ class Search:
         problem = sharing_moments(self._problem, self._at(candidate))
         solution = solve(model.solver, problem, float(model.tol), model.max_iter)
         model._optimizer_state = None
-        model._moments = _on_cpu(problem.best_moments) if self._is_given else None
+        model._moments = on_cpu(problem.best_moments) if self._is_given else None
         model._keep(solution, problem.blocks, extra_frames=1)
         return model
 
-    def _model(self, candidate: Candidate) -> TorchLinearRegressor:
+    def _model(self, candidate: Candidate) -> Regressor:
         """The estimator of a candidate, not fitted."""
         model = copy(self._template)
         model.alpha, model.l1_ratio = candidate
@@ -300,7 +329,7 @@ class _SplitData(NamedTuple):
     test: _Part
 
 
-def _fit_and_score(model: TorchLinearRegressor, data: _SplitData, scoring: Any) -> float:
+def _fit_and_score(model: Regressor, data: _SplitData, scoring: Any) -> float:
     """Fit on the train rows and score on the test rows."""
     train, test = data
     model.fit(train.X, train.y, train.sample_weight)

@@ -16,19 +16,34 @@ from torchlinreg._callback_support import EpochReport
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg._validation import split
-from torchlinreg.callbacks import read_checkpoint
-from torchlinreg.solvers import (
-    DEFAULT_MAX_ITER,
-    Epoch,
-    Geometry,
-    Model,
-    Training,
-    is_training,
-    is_wide,
-    optimizer_recipe,
-    scheduler_maker,
-    train_one_pass,
-)
+from torchlinreg.solvers import SOLVERS, able_solvers, named, refuse
+from torchlinreg.solvers._checkpoint import read_checkpoint
+from torchlinreg.solvers._coordinates import Model
+from torchlinreg.solvers._dual import is_wide
+from torchlinreg.solvers._geometry import Geometry
+from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
+from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train_one_pass
+
+# Optimizers of torch follow the gradients of these losses, and take a proximal step for penalties without.
+TRAINED_LOSSES = ("quadratic", "smooth")
+
+
+def check_solver(name: object) -> None:
+    """Raise a ValueError that lists the solvers unless `name` is one or stands for an optimizer."""
+    if is_training(name) or (isinstance(name, str) and name in ("auto", *SOLVERS)):
+        return
+    known = "; ".join(f"'{key}' ({solver.good_for})" for key, solver in SOLVERS.items())
+    raise ValueError(
+        f"solver={name!r} is not known; use 'auto', or one of {known}; or train with an optimizer of torch, "
+        f"one of {', '.join(map(repr, sorted(OPTIMIZERS)))}, a subclass of torch.optim.Optimizer, or a "
+        "callable params -> Optimizer."
+    )
+
+
+def check_trains(name: object, problem: Problem) -> None:
+    """Raise a ValueError unless optimizers serve the loss."""
+    if problem.loss.kind not in TRAINED_LOSSES:
+        refuse(f"solver={name!r} follows gradients and", [named(problem.loss)], able_solvers(problem))
 
 
 def n_epochs(estimator: Any) -> int:

@@ -13,37 +13,22 @@ from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss
-from torchlinreg.solvers._coordinates import Model
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact
-from torchlinreg.solvers._geometry import Geometry, geometry_of_accumulated
 from torchlinreg.solvers._interior_point import solve_interior_point
 from torchlinreg.solvers._least_norm import with_least_norm
 from torchlinreg.solvers._newton import solve_newton
-from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
 from torchlinreg.solvers._proximal import solve_active_set, solve_moments
-from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train, train_one_pass
 
 __all__ = [
-    "DEFAULT_MAX_ITER",
     "SOLVERS",
-    "Epoch",
-    "Geometry",
-    "Model",
     "Solver",
-    "Training",
-    "check_solver",
-    "check_trains",
+    "able_solvers",
     "choose_solver",
-    "geometry_of_accumulated",
-    "is_training",
-    "is_wide",
-    "optimizer_recipe",
-    "scheduler_maker",
+    "named",
+    "refuse",
     "solve",
     "solve_of_moments",
-    "train",
-    "train_one_pass",
 ]
 
 
@@ -80,8 +65,6 @@ SOLVERS = {
         "absolute, quantile and epsilon-insensitive losses",
     ),
 }
-# Optimizers of torch follow the gradients of these losses, and take a proximal step for penalties without.
-TRAINED_LOSSES = ("quadratic", "smooth")
 # Up to so many features all that NumPy and SciPy are given is small.
 SINGLE = 32
 # Where a small ridge decides among optima, its own optimum must be known to rounding.
@@ -89,12 +72,12 @@ LEAST_TOL = 1e-18
 
 
 def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    """Solve the problem by the solver of that name.
+    """Solve the problem by "auto" or the solver of that name.
 
     Raises
     ------
     ValueError
-        There is no solver of that name, or it does not serve the loss or the penalty.
+        The solver does not serve the loss or the penalty.
     """
     run = choose_solver(name, problem)
     if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
@@ -141,29 +124,25 @@ def _refuse_extreme_units(problem: Problem) -> None:
 
 
 def choose_solver(name: object, problem: Problem) -> Solve:
-    """The function that solves this problem.
+    """The function that solves this problem, by "auto" or a name in `SOLVERS`.
 
     Raises
     ------
     ValueError
-        There is no solver of that name, or it does not serve the loss or the penalty.
+        The solver does not serve the loss or the penalty.
     """
-    check_solver(name)
     if name == "auto":
         wide = is_wide(problem)
         rows = (key for key in SOLVERS if key != "dual" or wide)
         name = next(key for key in rows if _serves(SOLVERS[key], problem))
     elif not _serves(SOLVERS[str(name)], problem):
-        able = [key for key, row in SOLVERS.items() if _serves(row, problem)]
-        _refuse(f"solver={name!r}", _missing(SOLVERS[str(name)], problem), able)
+        refuse(f"solver={name!r}", _missing(SOLVERS[str(name)], problem), able_solvers(problem))
     return SOLVERS[str(name)].solve
 
 
-def check_trains(name: object, problem: Problem) -> None:
-    """Raise a ValueError unless optimizers serve the loss."""
-    if problem.loss.kind not in TRAINED_LOSSES:
-        able = [key for key, row in SOLVERS.items() if _serves(row, problem)]
-        _refuse(f"solver={name!r} follows gradients and", [_named(problem.loss)], able)
+def able_solvers(problem: Problem) -> list[str]:
+    """Names of the solvers that serve the loss and the penalty."""
+    return [name for name, row in SOLVERS.items() if _serves(row, problem)]
 
 
 def _serves(row: Solver, problem: Problem) -> bool:
@@ -178,7 +157,7 @@ def _serves_penalty(row: Solver, penalty: Penalty) -> bool:
 
 def _missing(row: Solver, problem: Problem) -> list[str]:
     """What of the problem a row does not serve."""
-    missing = [] if problem.loss.kind in row.losses else [_named(problem.loss)]
+    missing = [] if problem.loss.kind in row.losses else [named(problem.loss)]
     if not _serves_penalty(row, problem.penalty):
         kinds = {
             "an l1 penalty (l1_ratio > 0)": problem.penalty.l1.any(),
@@ -189,22 +168,12 @@ def _missing(row: Solver, problem: Problem) -> list[str]:
     return missing
 
 
-def _named(loss: Loss) -> str:
+def named(loss: Loss) -> str:
+    """The loss and its kind, for a message."""
     return f"loss={loss!r}, which is {loss.kind.replace('_', ' ')}"
 
 
-def _refuse(what: str, missing: list[str], able: list[str]) -> None:
+def refuse(what: str, missing: list[str], able: list[str]) -> None:
+    """Raise a ValueError for what is not served, which names the solvers that do."""
     options = " or ".join(f"solver={key!r}" for key in ["auto", *able])
     raise ValueError(f"{what} does not serve {' and '.join(missing)}. Use {options}.")
-
-
-def check_solver(name: object) -> None:
-    """Raise a ValueError that lists the solvers unless `name` is one or stands for an optimizer."""
-    if is_training(name) or (isinstance(name, str) and name in ("auto", *SOLVERS)):
-        return
-    known = "; ".join(f"'{key}' ({solver.good_for})" for key, solver in SOLVERS.items())
-    raise ValueError(
-        f"solver={name!r} is not known; use 'auto', or one of {known}; or train with an optimizer of torch, "
-        f"one of {', '.join(map(repr, sorted(OPTIMIZERS)))}, a subclass of torch.optim.Optimizer, or a "
-        "callable params -> Optimizer."
-    )
