@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "torchlinreg"
 # Each module imports only from those before it. A new file takes its place here.
 ORDER = [
     "torchlinreg._checks",
-    "torchlinreg._compensated",
-    "torchlinreg._threads",
-    "torchlinreg._gram",
-    "torchlinreg.solvers._normal",
+    "torchlinreg._linalg.double_double",
+    "torchlinreg._linalg.threads",
+    "torchlinreg._linalg.gram",
+    "torchlinreg._linalg.cholesky",
+    "torchlinreg._linalg",
     "torchlinreg._blocks",
     "torchlinreg._moments",
     "torchlinreg._exact_moments",

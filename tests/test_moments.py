@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
-from torchlinreg import _compensated as dd
 from torchlinreg._blocks import as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._gram import NARROW, PANELS, SMALL_ROWS, UpperGram, _Buffer
+from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.gram import NARROW, PANELS, SMALL_ROWS, UpperGram, _Buffer
 from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
@@ -384,7 +384,7 @@ def test_standardised_columns(fit_intercept):
 def test_whole_numbers_have_exact_moments(n_features, n_rows, small, monkeypatch):
     """No sum of them is rounded, in whatever order; weights are squares, whose roots are exact."""
     if not small:
-        monkeypatch.setattr("torchlinreg._gram.SMALL", 0)
+        monkeypatch.setattr("torchlinreg._linalg.gram.SMALL", 0)
     rng = np.random.default_rng(n_features)
     y = rng.integers(-9, 10, (n_rows, 2)).astype(float)
     for offset, dtype, weighted in [(0, float, False), (512, float, False), (0, np.float32, True)]:
@@ -404,11 +404,11 @@ def test_whole_numbers_have_exact_moments(n_features, n_rows, small, monkeypatch
 def test_products_of_several_calls(n_columns, n_threads, shared, monkeypatch):
     """Of more rows and fewer, whole and in parts; the column of ones is there in each call."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
-    monkeypatch.setattr("torchlinreg._gram.SMALL", 0)
-    monkeypatch.setattr("torchlinreg._gram.LONGEST_SUM", 300)
-    monkeypatch.setattr("torchlinreg._gram.SHARE_BYTES", 2**20)
+    monkeypatch.setattr("torchlinreg._linalg.gram.SMALL", 0)
+    monkeypatch.setattr("torchlinreg._linalg.gram.LONGEST_SUM", 300)
+    monkeypatch.setattr("torchlinreg._linalg.gram.SHARE_BYTES", 2**20)
     if shared:
-        monkeypatch.setattr("torchlinreg._gram.SUMS_BYTES", 0)
+        monkeypatch.setattr("torchlinreg._linalg.gram.SUMS_BYTES", 0)
     rng = np.random.default_rng(n_columns)
     gram = UpperGram(n_columns, torch.device("cpu"), has_ones=True)
     scaled = UpperGram(n_columns, torch.device("cpu"))

@@ -7,7 +7,7 @@ import pytest
 from threadpoolctl import ThreadpoolController
 
 from torchlinreg import TorchLinearRegressor
-from torchlinreg._threads import torch_first
+from torchlinreg._linalg.threads import torch_first
 from torchlinreg.solvers import _newton
 
 

@@ -16,7 +16,7 @@ from sklearn import get_config
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length
 from sklearn.utils.validation import validate_data
 
-from torchlinreg import _compensated as dd
+from torchlinreg._linalg import double_double as dd
 
 Statistic = TypeVar("Statistic")
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block
+from torchlinreg._linalg import double_double as dd
 from torchlinreg._moments import Frame, Moments, symmetric
 
 N_SLICES = 5

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks
-from torchlinreg._gram import EPS, UpperGram, columns_at_once, measured_roundoff, roundoff_of_sums
+from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.gram import EPS, UpperGram, columns_at_once, measured_roundoff, roundoff_of_sums
 
 HEAD_ROWS = 256
 DEVIATION_STEP = 4  # of these rows, every so many-th tells how far they are from their mean

@@ -13,16 +13,16 @@ import torch
 
 from torchlinreg._blocks import Block, RowBlocks, as_row_blocks, tensor_blocks
 from torchlinreg._checks import as_numbers, check_flag, check_number
+from torchlinreg._linalg.cholesky import TORCH_SIZE, cholesky, solve_upper
+from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments import Moments
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg._standardised import Standardised, standardised
-from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import solve
 from torchlinreg.solvers._dual import is_wide
-from torchlinreg.solvers._normal import TORCH_SIZE, cholesky, solve_upper
 from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 
 # Coefficients from moments that may move the predictions by more than this share of y are solved for anew,

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torchlinreg._exact_moments import ExactMoments
-from torchlinreg._gram import EPS
+from torchlinreg._linalg.gram import EPS
+from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
-from torchlinreg._threads import torch_first
 from torchlinreg.losses import Loss
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from torchlinreg._blocks import Block, RowBlocks, Source, tensor_blocks
-from torchlinreg._gram import UpperGram
+from torchlinreg._linalg.gram import UpperGram
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg.solvers._geometry import Geometry, geometry_of

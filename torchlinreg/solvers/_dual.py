@@ -16,9 +16,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torchlinreg import _compensated as dd
 from torchlinreg._blocks import Block, RowBlocks, tensor_blocks
 from torchlinreg._exact_moments import exact_rows
+from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.cholesky import (
+    MAX_REFINEMENTS,
+    DoubleDouble,
+    assemble,
+    cholesky,
+    extreme_singular_values,
+    solve_upper,
+)
 from torchlinreg._moments import SAFE_RANGE, Frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
@@ -33,14 +41,6 @@ from torchlinreg.solvers._exact import (
     in_user_units,
     refine_exactly,
     solve_exact,
-)
-from torchlinreg.solvers._normal import (
-    MAX_REFINEMENTS,
-    DoubleDouble,
-    assemble,
-    cholesky,
-    extreme_singular_values,
-    solve_upper,
 )
 
 RESPONSES_AT_ONCE = 512

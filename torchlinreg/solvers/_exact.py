@@ -16,13 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torchlinreg import _compensated as dd
 from torchlinreg._exact_moments import ExactMoments
-from torchlinreg._moments import Frame, shift_and_scale
-from torchlinreg._problem import Problem
-from torchlinreg._residuals import DEPTHS, Depth
-from torchlinreg._solution import Solution, Status
-from torchlinreg.solvers._normal import (
+from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.cholesky import (
     MAX_REFINEMENTS,
     DoubleDouble,
     Factor,
@@ -30,6 +26,10 @@ from torchlinreg.solvers._normal import (
     cholesky,
     solve_upper,
 )
+from torchlinreg._moments import Frame, shift_and_scale
+from torchlinreg._problem import Problem
+from torchlinreg._residuals import DEPTHS, Depth
+from torchlinreg._solution import Solution, Status
 
 EPS = 2.0**-53
 # Rounding error of products of residuals with columns where their signs vary at random, relative to the norms

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torchlinreg._exact_moments import ExactMoments
+from torchlinreg._linalg.cholesky import inverse_of_upper
 from torchlinreg._moments import shift_and_scale
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
@@ -18,7 +19,6 @@ from torchlinreg.solvers._exact import (
     solve_accumulated_with_fit,
     solve_with_fit,
 )
-from torchlinreg.solvers._normal import inverse_of_upper
 
 # Singular values of wide rows below this share of the largest belong to rows that depend on each other.
 DEPENDENT_ROWS = 1e-12

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from torchlinreg._blocks import RowBlocks
-from torchlinreg._gram import UpperGram
+from torchlinreg._linalg.gram import UpperGram
 from torchlinreg.losses import PiecewiseLinear
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from torchlinreg._linalg.cholesky import cholesky, solve_upper
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
@@ -24,7 +25,6 @@ from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, 
 from torchlinreg.solvers._design import Design, design_of
 from torchlinreg.solvers._expansion import Expansion, Objective
 from torchlinreg.solvers._interior_point import solve_interior_point
-from torchlinreg.solvers._normal import cholesky, solve_upper
 from torchlinreg.solvers._quadratic import minimise_quadratic
 
 DEFAULT_MAX_ITER = 200

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import lapack
 
+from torchlinreg._linalg.cholesky import cholesky
 from torchlinreg._penalty import Penalty
-from torchlinreg.solvers._normal import cholesky
 
 EPS = 2.0**-52
 # Pieces: at the lower bound, free below zero, at zero, free (above zero, where zero is a kink), at the upper.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.linalg import lapack
 
-from torchlinreg import _compensated as dd
+from torchlinreg._linalg import double_double as dd
 
 DoubleDouble = tuple[np.ndarray, np.ndarray]
 
