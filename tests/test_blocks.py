@@ -14,7 +14,7 @@ from scipy import sparse
 from sklearn import config_context
 
 from torchlinreg import TorchLinearRegressor
-from torchlinreg._blocks import RowBlocks, as_row_blocks
+from torchlinreg._data.rows import RowBlocks, as_row_blocks
 
 ROOT = Path(__file__).parents[1]
 N_SAMPLES, N_FEATURES = 150, 4

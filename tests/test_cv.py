@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, _folds, _search
-from torchlinreg._blocks import RowBlocks, as_row_blocks
+from torchlinreg._data.rows import RowBlocks, as_row_blocks
 from torchlinreg._folds import fold_moments, leave_one_out, rows_of, splits_of
 from torchlinreg._moments import Moments, choose_frame
 

@@ -13,7 +13,7 @@ from sklearn.linear_model import QuantileRegressor
 from statsmodels.regression.quantile_regression import QuantReg
 
 from torchlinreg import Status
-from torchlinreg._blocks import as_row_blocks
+from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._penalty import elastic_net
 from torchlinreg._problem import Problem
 from torchlinreg.losses import (
@@ -431,8 +431,8 @@ def test_rows_that_are_not_kept_give_the_same(monkeypatch, sampled_rows):
     kept = case.solve()
     monkeypatch.setattr(_interior_point, "SAMPLED_ROWS", sampled_rows)
     monkeypatch.setattr(_design, "KEPT_BYTES", 0)
-    monkeypatch.setattr("torchlinreg._blocks.BLOCK_BYTES", 10_000)
-    monkeypatch.setattr("torchlinreg._blocks.WIDE_BLOCK_ROWS", 1)
+    monkeypatch.setattr("torchlinreg._data.rows.BLOCK_BYTES", 10_000)
+    monkeypatch.setattr("torchlinreg._data.rows.WIDE_BLOCK_ROWS", 1)
     np.testing.assert_allclose(case.solve().coef, kept.coef, rtol=1e-9)
 
 

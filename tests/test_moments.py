@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
-from torchlinreg._blocks import as_row_blocks
+from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import NARROW, PANELS, SMALL_ROWS, UpperGram, _Buffer

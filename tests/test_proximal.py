@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.optimize import lsq_linear, nnls
 from sklearn.linear_model import ElasticNet, Lasso, LinearRegression
 
-from torchlinreg._blocks import as_row_blocks
+from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._penalty import Penalty, elastic_net
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Status

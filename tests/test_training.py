@@ -23,7 +23,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from benchmarks.problems import all_problems
 from torchlinreg import TorchLinearRegressor
-from torchlinreg._blocks import as_row_blocks
+from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._solution import Status
 from torchlinreg._validation import split
 from torchlinreg.solvers._optimizers import OPTIMIZERS

@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch.optim import SGD, Adam
 
 from torchlinreg import TorchLinearRegressor, losses
-from torchlinreg._blocks import as_row_blocks
+from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._penalty import elastic_net
 from torchlinreg._problem import Problem
 from torchlinreg.callbacks import Checkpoint, CoefficientHistory

@@ -19,8 +19,8 @@ from sklearn.utils import Tags, indexable
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.validation import check_is_fitted
 
-from torchlinreg._blocks import as_row_blocks, check_features
 from torchlinreg._checks import as_numbers, check_number
+from torchlinreg._data.rows import as_row_blocks, check_features
 from torchlinreg._estimator import TorchLinearRegressor
 from torchlinreg._folds import splits_of
 from torchlinreg._loss_parameters import LossParametersMixin

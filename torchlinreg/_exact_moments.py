@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block
+from torchlinreg._data.rows import Block
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._moments import Frame, Moments, symmetric
 

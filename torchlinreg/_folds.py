@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._moments import Frame, Moments, MomentsOf
 from torchlinreg._problem import rows_at_once
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import EPS, UpperGram, columns_at_once, measured_roundoff, roundoff_of_sums
 

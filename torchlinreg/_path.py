@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks, as_row_blocks, tensor_blocks
 from torchlinreg._checks import as_numbers, check_flag, check_number
+from torchlinreg._data.rows import Block, RowBlocks, as_row_blocks, tensor_blocks
 from torchlinreg._linalg.cholesky import TORCH_SIZE, cholesky, solve_upper
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments import Moments

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from torchlinreg._blocks import WIDE_BLOCK_ROWS, RowBlocks
+from torchlinreg._data.rows import WIDE_BLOCK_ROWS, RowBlocks
 from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
 from torchlinreg._penalty import Penalty

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block
+from torchlinreg._data.rows import Block
 from torchlinreg._exact_moments import ExactRows, exact_product, exact_rows
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import EPS, RMS_ROUNDING, longest_sum

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._folds import Rows
 from torchlinreg._moments import Moments, symmetric
 from torchlinreg._path import Minima

@@ -14,7 +14,7 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
 from torchlinreg._accumulated import on_cpu
-from torchlinreg._blocks import RowBlocks
+from torchlinreg._data.rows import RowBlocks
 from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, rows_of
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments import Moments, choose_frame

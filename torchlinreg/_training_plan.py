@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from torchlinreg._blocks import RowBlocks, as_row_blocks, check_features
 from torchlinreg._callback_support import EpochReport
+from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg._validation import split

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg.losses import Loss
 
 # Odd constants of the splitmix64 generator (Steele, Lea, Flood 2014).

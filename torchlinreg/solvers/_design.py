@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks, Source, tensor_blocks
+from torchlinreg._data.rows import Block, RowBlocks, Source, tensor_blocks
 from torchlinreg._linalg.gram import UpperGram
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem

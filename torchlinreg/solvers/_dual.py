@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks, tensor_blocks
+from torchlinreg._data.rows import Block, RowBlocks, tensor_blocks
 from torchlinreg._exact_moments import exact_rows
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.cholesky import (

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block
+from torchlinreg._data.rows import Block
 from torchlinreg._moments import symmetric
 from torchlinreg.losses import Loss, is_known
 from torchlinreg.solvers._design import Design

@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from torchlinreg._blocks import RowBlocks
+from torchlinreg._data.rows import RowBlocks
 from torchlinreg._linalg.gram import UpperGram
 from torchlinreg.losses import PiecewiseLinear
 

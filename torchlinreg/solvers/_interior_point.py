@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy.linalg import lapack, qr
 
-from torchlinreg._blocks import tensor_blocks
+from torchlinreg._data.rows import tensor_blocks
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg.losses import PiecewiseLinear

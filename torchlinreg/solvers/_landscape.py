@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._penalty import Penalty, ridge
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution

@@ -11,7 +11,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import LBFGS, SGD
 
-from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg.solvers._coordinates import Coordinates
 from torchlinreg.solvers._loss_rows import Proximal
 from torchlinreg.solvers._optimizers import Recipe

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.linalg import blas
 
-from torchlinreg._blocks import RowBlocks, tensor_blocks
+from torchlinreg._data.rows import RowBlocks, tensor_blocks
 from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
 from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
 from torchlinreg._penalty import Penalty

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from torchlinreg._blocks import Block, RowBlocks
+from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._penalty import Penalty
 from torchlinreg.losses import Loss
 from torchlinreg.solvers._coordinates import Coordinates

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from torchlinreg._blocks import RowBlocks
+from torchlinreg._data.rows import RowBlocks
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution, Status
 from torchlinreg._validation import mean_losses
