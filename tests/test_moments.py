@@ -14,10 +14,10 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from torchlinreg._data.rows import as_row_blocks
-from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import NARROW, PANELS, SMALL_ROWS, UpperGram, _Buffer
-from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame
+from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
+from torchlinreg._moments.moments import Frame, Moments, MomentsOf, choose_frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
 from torchlinreg.solvers._exact import RANDOM_SIGNS

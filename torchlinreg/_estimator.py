@@ -20,13 +20,13 @@ from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from torchlinreg._accumulated import on_cpu, to_device
 from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
 from torchlinreg._checks import check_flag, check_number
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
-from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
 from torchlinreg._loss_parameters import LossParametersMixin
-from torchlinreg._moments import (
+from torchlinreg._moments.accumulated import on_cpu, to_device
+from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
+from torchlinreg._moments.moments import (
     LARGEST_MOMENT,
     Frame,
     Moments,

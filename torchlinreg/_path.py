@@ -15,11 +15,11 @@ from torchlinreg._checks import as_numbers, check_flag, check_number
 from torchlinreg._data.rows import Block, RowBlocks, as_row_blocks, tensor_blocks
 from torchlinreg._linalg.cholesky import TORCH_SIZE, cholesky, solve_upper
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg._moments import Moments
+from torchlinreg._moments.moments import Moments
+from torchlinreg._moments.standardised import Standardised, standardised
 from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
-from torchlinreg._standardised import Standardised, standardised
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import solve
 from torchlinreg.solvers._dual import is_wide

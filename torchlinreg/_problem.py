@@ -16,11 +16,11 @@ from functools import cached_property
 import numpy as np
 
 from torchlinreg._data.rows import WIDE_BLOCK_ROWS, RowBlocks
-from torchlinreg._exact_moments import ExactMoments, ExactMomentsOf
-from torchlinreg._moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
+from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
+from torchlinreg._moments.gradient import Depth, ExactGradientOf, Gradient, GradientOf, GradientSums
+from torchlinreg._moments.moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
+from torchlinreg._moments.standardised import Standardised, standardised
 from torchlinreg._penalty import Penalty
-from torchlinreg._residuals import Depth, ExactGradientOf, Gradient, GradientOf, GradientSums
-from torchlinreg._standardised import Standardised, standardised
 from torchlinreg.losses import Loss, SquaredError
 
 # A gradient reads rows twice, and wants them in the cores' common cache in between, but few blocks: 1e6 x 100

@@ -9,9 +9,9 @@ import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._folds import Rows
-from torchlinreg._moments import Moments, symmetric
+from torchlinreg._moments.moments import Moments, symmetric
+from torchlinreg._moments.standardised import Standardised
 from torchlinreg._path import Minima
-from torchlinreg._standardised import Standardised
 
 
 class Sums(NamedTuple):

@@ -13,11 +13,12 @@ from sklearn.metrics import check_scoring
 from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
-from torchlinreg._accumulated import on_cpu
 from torchlinreg._data.rows import RowBlocks
 from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, rows_of
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg._moments import Moments, choose_frame
+from torchlinreg._moments.accumulated import on_cpu
+from torchlinreg._moments.moments import Moments, choose_frame
+from torchlinreg._moments.standardised import Standardised
 from torchlinreg._path import (
     PREDICTION_ERROR,
     Minima,
@@ -31,7 +32,6 @@ from torchlinreg._penalty import Penalty, penalty_of
 from torchlinreg._problem import Problem
 from torchlinreg._scores import Sums, sums_of_moments, sums_of_rows
 from torchlinreg._solution import Solution, Status
-from torchlinreg._standardised import Standardised
 from torchlinreg.losses import as_loss
 from torchlinreg.solvers import choose_solver, solve
 

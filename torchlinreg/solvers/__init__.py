@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torchlinreg._exact_moments import ExactMoments
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg._moments import SAFE_RANGE, Moments, choose_frame
+from torchlinreg._moments.exact import ExactMoments
+from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block, RowBlocks, tensor_blocks
-from torchlinreg._exact_moments import exact_rows
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.cholesky import (
     MAX_REFINEMENTS,
@@ -27,10 +26,11 @@ from torchlinreg._linalg.cholesky import (
     extreme_singular_values,
     solve_upper,
 )
-from torchlinreg._moments import SAFE_RANGE, Frame
+from torchlinreg._moments.exact import exact_rows
+from torchlinreg._moments.gradient import DEPTHS, exact_residual, exact_transposed_product
+from torchlinreg._moments.moments import SAFE_RANGE, Frame
 from torchlinreg._penalty import ridge
 from torchlinreg._problem import Problem
-from torchlinreg._residuals import DEPTHS, exact_residual, exact_transposed_product
 from torchlinreg._solution import Solution, Status
 from torchlinreg.solvers._exact import (
     EPS,

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torchlinreg._exact_moments import ExactMoments
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.cholesky import (
     MAX_REFINEMENTS,
@@ -26,9 +25,10 @@ from torchlinreg._linalg.cholesky import (
     cholesky,
     solve_upper,
 )
-from torchlinreg._moments import Frame, shift_and_scale
+from torchlinreg._moments.exact import ExactMoments
+from torchlinreg._moments.gradient import DEPTHS, Depth
+from torchlinreg._moments.moments import Frame, shift_and_scale
 from torchlinreg._problem import Problem
-from torchlinreg._residuals import DEPTHS, Depth
 from torchlinreg._solution import Solution, Status
 
 EPS = 2.0**-53

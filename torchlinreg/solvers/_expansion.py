@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block
-from torchlinreg._moments import symmetric
+from torchlinreg._moments.moments import symmetric
 from torchlinreg.losses import Loss, is_known
 from torchlinreg.solvers._design import Design
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torchlinreg._exact_moments import ExactMoments
 from torchlinreg._linalg.cholesky import inverse_of_upper
-from torchlinreg._moments import shift_and_scale
+from torchlinreg._moments.exact import ExactMoments
+from torchlinreg._moments.moments import shift_and_scale
 from torchlinreg._problem import Problem
 from torchlinreg._solution import Solution
 from torchlinreg._validation import squared_losses

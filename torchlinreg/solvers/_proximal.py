@@ -15,12 +15,12 @@ from scipy.linalg import blas
 
 from torchlinreg._data.rows import RowBlocks, tensor_blocks
 from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
-from torchlinreg._moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
+from torchlinreg._moments.gradient import DEPTHS
+from torchlinreg._moments.moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
+from torchlinreg._moments.standardised import Standardised
 from torchlinreg._penalty import Penalty
 from torchlinreg._problem import Problem
-from torchlinreg._residuals import DEPTHS
 from torchlinreg._solution import Solution, Status
-from torchlinreg._standardised import Standardised
 from torchlinreg.solvers._quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
 
 # Rows that are read where they are are multiplied with residuals so many bytes at a time.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from torchlinreg._exact_moments import ExactMoments
-from torchlinreg._moments import Frame, Moments
+from torchlinreg._moments.exact import ExactMoments
+from torchlinreg._moments.moments import Frame, Moments
 
 
 def to_device(moments: ExactMoments, device: torch.device) -> ExactMoments:

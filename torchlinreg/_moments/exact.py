@@ -14,7 +14,7 @@ import torch
 
 from torchlinreg._data.rows import Block
 from torchlinreg._linalg import double_double as dd
-from torchlinreg._moments import Frame, Moments, symmetric
+from torchlinreg._moments.moments import Frame, Moments, symmetric
 
 N_SLICES = 5
 # Products of slices i and j are of the order of 2**(-22 (i + j)); those beyond this level are dropped.

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from torchlinreg._moments import Moments, shift_and_scale, symmetric
+from torchlinreg._moments.moments import Moments, shift_and_scale, symmetric
 
 # A squared spread below this many rounding errors of the mean square is that of a constant column.
 CONSTANT = 10

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block
-from torchlinreg._exact_moments import ExactRows, exact_product, exact_rows
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import EPS, RMS_ROUNDING, longest_sum
-from torchlinreg._moments import Frame
+from torchlinreg._moments.exact import ExactRows, exact_product, exact_rows
+from torchlinreg._moments.moments import Frame
 
 
 class Depth(NamedTuple):
