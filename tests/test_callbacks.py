@@ -25,7 +25,7 @@ from torch.optim import SGD, Adam
 from torch.optim import lr_scheduler as schedulers
 
 from torchlinreg import TorchLinearRegressor
-from torchlinreg._solution import Status
+from torchlinreg._objective.solution import Status
 from torchlinreg.callbacks import Checkpoint, CoefficientHistory
 
 sklearn_callback = pytest.importorskip("sklearn.callback", reason="callbacks need scikit-learn 1.9")

@@ -14,8 +14,8 @@ from statsmodels.regression.quantile_regression import QuantReg
 
 from torchlinreg import Status
 from torchlinreg._data.rows import as_row_blocks
-from torchlinreg._penalty import elastic_net
-from torchlinreg._problem import Problem
+from torchlinreg._objective.penalty import elastic_net
+from torchlinreg._objective.problem import Problem
 from torchlinreg.losses import (
     AbsoluteError,
     EpsilonInsensitive,

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, losses
-from torchlinreg._solution import Status
+from torchlinreg._objective.solution import Status
 from torchlinreg.losses import LOSSES, Huber, Loss
 
 OBJECTS = [

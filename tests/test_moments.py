@@ -18,8 +18,8 @@ from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import NARROW, PANELS, SMALL_ROWS, UpperGram, _Buffer
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.moments import Frame, Moments, MomentsOf, choose_frame
-from torchlinreg._penalty import ridge
-from torchlinreg._problem import Problem
+from torchlinreg._objective.penalty import ridge
+from torchlinreg._objective.problem import Problem
 from torchlinreg.solvers._exact import RANDOM_SIGNS
 
 EPS = 2.0**-53

@@ -8,9 +8,9 @@ from sklearn.linear_model import ElasticNet, Lasso, Ridge, enet_path, lasso_path
 
 from torchlinreg import TorchLinearRegressor, losses, regularization_path
 from torchlinreg._data.rows import as_row_blocks
+from torchlinreg._objective.penalty import elastic_net
+from torchlinreg._objective.problem import Problem
 from torchlinreg._path import PREDICTION_ERROR, minima_of, quadratic_of
-from torchlinreg._penalty import elastic_net
-from torchlinreg._problem import Problem
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from scipy.optimize import lsq_linear, nnls
 from sklearn.linear_model import ElasticNet, Lasso, LinearRegression
 
 from torchlinreg._data.rows import as_row_blocks
-from torchlinreg._penalty import Penalty, elastic_net
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Status
+from torchlinreg._objective.penalty import Penalty, elastic_net
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Status
 from torchlinreg.solvers import _proximal
 from torchlinreg.solvers._proximal import solve_active_set
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import lsq_linear, nnls
 from sklearn.linear_model import ElasticNet
 
-from torchlinreg._penalty import Penalty, elastic_net
+from torchlinreg._objective.penalty import Penalty, elastic_net
 from torchlinreg.solvers import _quadratic
 from torchlinreg.solvers._quadratic import duality_gap, minimise_quadratic
 

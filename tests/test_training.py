@@ -24,8 +24,8 @@ from torch.optim import lr_scheduler as schedulers
 from benchmarks.problems import all_problems
 from torchlinreg import TorchLinearRegressor
 from torchlinreg._data.rows import as_row_blocks
-from torchlinreg._solution import Status
-from torchlinreg._validation import split
+from torchlinreg._objective.evaluate import split
+from torchlinreg._objective.solution import Status
 from torchlinreg.solvers._optimizers import OPTIMIZERS
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}

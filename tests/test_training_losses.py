@@ -17,8 +17,8 @@ from torch.optim import SGD, Adam
 
 from torchlinreg import TorchLinearRegressor, losses
 from torchlinreg._data.rows import as_row_blocks
-from torchlinreg._penalty import elastic_net
-from torchlinreg._problem import Problem
+from torchlinreg._objective.penalty import elastic_net
+from torchlinreg._objective.problem import Problem
 from torchlinreg.callbacks import Checkpoint, CoefficientHistory
 from torchlinreg.losses import as_loss
 from torchlinreg.solvers._landscape import landscape_of

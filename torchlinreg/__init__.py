@@ -3,8 +3,8 @@
 from torchlinreg import losses
 from torchlinreg._estimator import TorchLinearRegressor
 from torchlinreg._estimator_cv import TorchLinearRegressorCV
+from torchlinreg._objective.solution import FitStatus, Status
 from torchlinreg._path import RegularizationPath, regularization_path
-from torchlinreg._solution import FitStatus, Status
 
 __all__ = [
     "FitStatus",

@@ -33,9 +33,9 @@ from torchlinreg._moments.moments import (
     choose_frame,
     largest_magnitudes,
 )
-from torchlinreg._penalty import penalty_of
-from torchlinreg._problem import Problem
-from torchlinreg._solution import FitStatus, Solution, Status
+from torchlinreg._objective.penalty import penalty_of
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import FitStatus, Solution, Status
 from torchlinreg._training_plan import (
     check_solver,
     check_trains,

@@ -12,7 +12,7 @@ import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._moments.moments import Frame, Moments, MomentsOf
-from torchlinreg._problem import rows_at_once
+from torchlinreg._objective.problem import rows_at_once
 
 # Rows of up to so many runs are read as slices; a gather of 1e5 x 50 rows costs as much as their moments.
 MOST_RUNS = 32

@@ -17,9 +17,9 @@ from torchlinreg._linalg.cholesky import TORCH_SIZE, cholesky, solve_upper
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.moments import Moments
 from torchlinreg._moments.standardised import Standardised, standardised
-from torchlinreg._penalty import Penalty, penalty_of
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution
+from torchlinreg._objective.penalty import Penalty, penalty_of
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution
 from torchlinreg.losses import Loss, as_loss
 from torchlinreg.solvers import solve
 from torchlinreg.solvers._dual import is_wide

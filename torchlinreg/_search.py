@@ -19,6 +19,9 @@ from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.accumulated import on_cpu
 from torchlinreg._moments.moments import Moments, choose_frame
 from torchlinreg._moments.standardised import Standardised
+from torchlinreg._objective.penalty import Penalty, penalty_of
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._path import (
     PREDICTION_ERROR,
     Minima,
@@ -28,10 +31,7 @@ from torchlinreg._path import (
     quadratic_of,
     sharing_moments,
 )
-from torchlinreg._penalty import Penalty, penalty_of
-from torchlinreg._problem import Problem
 from torchlinreg._scores import Sums, sums_of_moments, sums_of_rows
-from torchlinreg._solution import Solution, Status
 from torchlinreg.losses import as_loss
 from torchlinreg.solvers import choose_solver, solve
 

@@ -13,9 +13,9 @@ from sklearn.utils import check_random_state
 
 from torchlinreg._callback_support import EpochReport
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
-from torchlinreg._validation import split
+from torchlinreg._objective.evaluate import split
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.solvers import SOLVERS, able_solvers, named, refuse
 from torchlinreg.solvers._checkpoint import read_checkpoint
 from torchlinreg.solvers._coordinates import Model

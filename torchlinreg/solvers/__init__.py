@@ -9,9 +9,9 @@ from torchlinreg._linalg.gram import EPS
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
-from torchlinreg._penalty import Penalty
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution
+from torchlinreg._objective.penalty import Penalty
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution
 from torchlinreg.losses import Loss
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact

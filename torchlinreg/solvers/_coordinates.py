@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from torchlinreg._penalty import Penalty
+from torchlinreg._objective.penalty import Penalty
 from torchlinreg.solvers._geometry import Geometry
 from torchlinreg.solvers._landscape import Landscape, Metric
 

@@ -14,8 +14,8 @@ import torch
 
 from torchlinreg._data.rows import Block, RowBlocks, Source, tensor_blocks
 from torchlinreg._linalg.gram import UpperGram
-from torchlinreg._penalty import Penalty
-from torchlinreg._problem import Problem
+from torchlinreg._objective.penalty import Penalty
+from torchlinreg._objective.problem import Problem
 from torchlinreg.solvers._geometry import Geometry, geometry_of
 
 # Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.

@@ -29,9 +29,9 @@ from torchlinreg._linalg.cholesky import (
 from torchlinreg._moments.exact import exact_rows
 from torchlinreg._moments.gradient import DEPTHS, exact_residual, exact_transposed_product
 from torchlinreg._moments.moments import SAFE_RANGE, Frame
-from torchlinreg._penalty import ridge
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
+from torchlinreg._objective.penalty import ridge
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.solvers._exact import (
     EPS,
     SLOWEST_REFINEMENT,

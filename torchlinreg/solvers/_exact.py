@@ -28,8 +28,8 @@ from torchlinreg._linalg.cholesky import (
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import DEPTHS, Depth
 from torchlinreg._moments.moments import Frame, shift_and_scale
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 
 EPS = 2.0**-53
 # Rounding error of products of residuals with columns where their signs vary at random, relative to the norms

@@ -9,9 +9,9 @@ import numpy as np
 from torchlinreg._linalg.cholesky import inverse_of_upper
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.moments import shift_and_scale
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution
-from torchlinreg._validation import squared_losses
+from torchlinreg._objective.evaluate import squared_losses
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution
 from torchlinreg.solvers._dual import is_wide, solve_dual
 from torchlinreg.solvers._exact import (
     Fit,

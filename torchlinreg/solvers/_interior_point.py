@@ -20,8 +20,8 @@ import torch
 from scipy.linalg import lapack, qr
 
 from torchlinreg._data.rows import tensor_blocks
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.losses import PiecewiseLinear
 from torchlinreg.solvers._design import Design, design_of
 from torchlinreg.solvers._hinges import Iterate, Program, Rows, State

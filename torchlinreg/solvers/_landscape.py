@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
-from torchlinreg._penalty import Penalty, ridge
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution
+from torchlinreg._objective.penalty import Penalty, ridge
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution
 from torchlinreg.losses import Kind, Loss
 from torchlinreg.solvers._dual import is_wide
 from torchlinreg.solvers._geometry import Geometry, geometry_of

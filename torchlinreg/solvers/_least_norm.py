@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import nnls
 
 from torchlinreg._linalg.cholesky import cholesky
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 
 # Eigenvalues of the Gram matrix of unit columns below this are 0, and pivots above the other are not near it.
 NULL_EIGENVALUE, CLEAR_PIVOT = 1e-13, 1e-5

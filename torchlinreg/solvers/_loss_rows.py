@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._penalty import Penalty
+from torchlinreg._objective.penalty import Penalty
 from torchlinreg.losses import Loss
 from torchlinreg.solvers._coordinates import Coordinates
 from torchlinreg.solvers._landscape import NEAR

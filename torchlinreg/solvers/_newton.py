@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from torchlinreg._linalg.cholesky import cholesky, solve_upper
-from torchlinreg._penalty import Penalty
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
+from torchlinreg._objective.penalty import Penalty
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 from torchlinreg.solvers._design import Design, design_of
 from torchlinreg.solvers._expansion import Expansion, Objective

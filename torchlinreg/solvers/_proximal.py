@@ -18,9 +18,9 @@ from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
 from torchlinreg._moments.gradient import DEPTHS
 from torchlinreg._moments.moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
 from torchlinreg._moments.standardised import Standardised
-from torchlinreg._penalty import Penalty
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
+from torchlinreg._objective.penalty import Penalty
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.solvers._quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
 
 # Rows that are read where they are are multiplied with residuals so many bytes at a time.

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.linalg import lapack
 
 from torchlinreg._linalg.cholesky import cholesky
-from torchlinreg._penalty import Penalty
+from torchlinreg._objective.penalty import Penalty
 
 EPS = 2.0**-52
 # Pieces: at the lower bound, free below zero, at zero, free (above zero, where zero is a kink), at the upper.

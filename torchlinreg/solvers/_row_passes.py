@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
-from torchlinreg._penalty import Penalty
+from torchlinreg._objective.penalty import Penalty
 from torchlinreg.losses import Loss
 from torchlinreg.solvers._coordinates import Coordinates
 from torchlinreg.solvers._design import KEPT_BYTES

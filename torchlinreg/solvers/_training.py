@@ -21,9 +21,9 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from torchlinreg._data.rows import RowBlocks
-from torchlinreg._problem import Problem
-from torchlinreg._solution import Solution, Status
-from torchlinreg._validation import mean_losses
+from torchlinreg._objective.evaluate import mean_losses
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.losses import CallableLoss, Loss
 from torchlinreg.solvers._coordinates import (
     Coordinates,

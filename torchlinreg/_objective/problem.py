@@ -20,7 +20,7 @@ from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.gradient import Depth, ExactGradientOf, Gradient, GradientOf, GradientSums
 from torchlinreg._moments.moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
 from torchlinreg._moments.standardised import Standardised, standardised
-from torchlinreg._penalty import Penalty
+from torchlinreg._objective.penalty import Penalty
 from torchlinreg.losses import Loss, SquaredError
 
 # A gradient reads rows twice, and wants them in the cores' common cache in between, but few blocks: 1e6 x 100
