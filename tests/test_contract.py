@@ -24,8 +24,8 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, losses
+from torchlinreg._solvers import SOLVERS
 from torchlinreg.losses import LOSSES
-from torchlinreg.solvers import SOLVERS
 
 
 def log_cosh(prediction, target):

@@ -25,7 +25,7 @@ NOT_ASKED_FOR = {
 NOT_ASKED_OF_METHODS = {"EX01"}
 NOT_ASKED_OF_ENUMERATIONS = {"EX01", "PR01"}
 
-INTERNAL = {"torchlinreg.solvers"}  # users choose a solver by name, through the estimator
+INTERNAL = {"torchlinreg._solvers"}  # users choose a solver by name, through the estimator
 
 
 def public_modules() -> Iterator[str]:

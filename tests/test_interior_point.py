@@ -16,6 +16,9 @@ from torchlinreg import Status
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import elastic_net
 from torchlinreg._objective.problem import Problem
+from torchlinreg._solvers import coordinates as _design
+from torchlinreg._solvers.interior_point import interior_point as _interior_point
+from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg.losses import (
     AbsoluteError,
     EpsilonInsensitive,
@@ -23,8 +26,6 @@ from torchlinreg.losses import (
     Quantile,
     _Polyhedral,
 )
-from torchlinreg.solvers import _design, _interior_point
-from torchlinreg.solvers._interior_point import solve_interior_point
 
 
 @dataclass(frozen=True)

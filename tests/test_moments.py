@@ -20,7 +20,7 @@ from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.moments import Frame, Moments, MomentsOf, choose_frame
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
-from torchlinreg.solvers._exact import RANDOM_SIGNS
+from torchlinreg._solvers.least_squares.normal_equations import RANDOM_SIGNS
 
 EPS = 2.0**-53
 # Full-length numbers of moderate size, zeros and small integers among them.

@@ -251,7 +251,7 @@ class TestObjectives:
 def test_rows_too_many_to_keep_are_made_anew(monkeypatch):
     X, y = data("heavy tails", 6)
     kept = TorchLinearRegressor(loss="huber").fit(X, y)
-    monkeypatch.setattr("torchlinreg.solvers._design.KEPT_BYTES", 0)
+    monkeypatch.setattr("torchlinreg._solvers.coordinates.KEPT_BYTES", 0)
     anew = TorchLinearRegressor(loss="huber").fit(X, y)
     np.testing.assert_allclose(anew.coef_, kept.coef_, rtol=1e-12)
 

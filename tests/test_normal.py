@@ -5,7 +5,7 @@ import pytest
 
 from torchlinreg import TorchLinearRegressor
 from torchlinreg._linalg.cholesky import SVD_SIZE, TORCH_SIZE, cholesky, extreme_singular_values, solve_upper
-from torchlinreg.solvers._dual import _System
+from torchlinreg._solvers.least_squares.dual import _System
 
 SIZES = [1, 2, SVD_SIZE - 1, SVD_SIZE, TORCH_SIZE - 1, TORCH_SIZE, 420]
 

@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 
 from benchmarks.problems import make_problem
 from torchlinreg import Status, TorchLinearRegressor
-from torchlinreg.solvers import SOLVERS
+from torchlinreg._solvers import SOLVERS
 
 # The solvers of least squares and ridge.
 LEAST_SQUARES = [name for name, row in SOLVERS.items() if row.penalties != "any"]

@@ -15,8 +15,8 @@ from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import Penalty, elastic_net
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Status
-from torchlinreg.solvers import _proximal
-from torchlinreg.solvers._proximal import solve_active_set
+from torchlinreg._solvers.penalised import active_set as _proximal
+from torchlinreg._solvers.penalised.active_set import solve_active_set
 
 TOL = 1e-12
 

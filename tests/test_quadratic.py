@@ -8,8 +8,8 @@ from scipy.optimize import lsq_linear, nnls
 from sklearn.linear_model import ElasticNet
 
 from torchlinreg._objective.penalty import Penalty, elastic_net
-from torchlinreg.solvers import _quadratic
-from torchlinreg.solvers._quadratic import duality_gap, minimise_quadratic
+from torchlinreg._solvers.penalised import quadratic as _quadratic
+from torchlinreg._solvers.penalised.quadratic import duality_gap, minimise_quadratic
 
 KINDS = ["normal", "tied", "correlated", "duplicated", "random walk", "constant"]
 

@@ -8,7 +8,7 @@ from threadpoolctl import ThreadpoolController
 
 from torchlinreg import TorchLinearRegressor
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg.solvers import _newton
+from torchlinreg._solvers.newton import newton as _newton
 
 
 @pytest.fixture

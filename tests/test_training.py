@@ -26,7 +26,7 @@ from torchlinreg import TorchLinearRegressor
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.evaluate import split
 from torchlinreg._objective.solution import Status
-from torchlinreg.solvers._optimizers import OPTIMIZERS
+from torchlinreg._training.optimizers import OPTIMIZERS
 
 PROBLEMS = {problem.name: problem for problem in all_problems()}
 # Rates at which the problem below is stable; of the others, 0.05.

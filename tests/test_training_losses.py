@@ -19,9 +19,9 @@ from torchlinreg import TorchLinearRegressor, losses
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import elastic_net
 from torchlinreg._objective.problem import Problem
+from torchlinreg._training.optimum import landscape_of
 from torchlinreg.callbacks import Checkpoint, CoefficientHistory
 from torchlinreg.losses import as_loss
-from torchlinreg.solvers._landscape import landscape_of
 
 
 def poisson(prediction, target):
@@ -373,7 +373,7 @@ class TestRows:
         np.testing.assert_allclose(of_sparse.coef_, expected.coef_, atol=1e-8)
         of_tensor = fit_quietly(clone(reg), torch.from_numpy(X), torch.from_numpy(y))
         np.testing.assert_array_equal(of_tensor.coef_, expected.coef_)
-        monkeypatch.setattr("torchlinreg.solvers._row_passes.KEPT_BYTES", 0)
+        monkeypatch.setattr("torchlinreg._training.row_epochs.KEPT_BYTES", 0)
         with config_context(working_memory=0.005):
             in_blocks = fit_quietly(clone(reg), X, y)
         np.testing.assert_allclose(in_blocks.coef_, expected.coef_, atol=1e-8)

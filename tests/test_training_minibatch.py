@@ -21,7 +21,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from benchmarks.problems import all_problems
 from torchlinreg import TorchLinearRegressor
-from torchlinreg.solvers import _passes
+from torchlinreg._training import epochs as _passes
 
 BATCH = 16  # of 50 rows: the last batch has 2
 MAKE = {

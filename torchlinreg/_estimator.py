@@ -20,7 +20,6 @@ from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from torchlinreg._callback_support import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
 from torchlinreg._checks import check_flag, check_number
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
 from torchlinreg._loss_parameters import LossParametersMixin
@@ -36,7 +35,12 @@ from torchlinreg._moments.moments import (
 from torchlinreg._objective.penalty import penalty_of
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import FitStatus, Solution, Status
-from torchlinreg._training_plan import (
+from torchlinreg._solvers import choose_solver, solve, solve_of_moments
+from torchlinreg._solvers.least_squares.dual import is_wide
+from torchlinreg._solvers.least_squares.whitening import geometry_of_accumulated
+from torchlinreg._training.loop import Epoch, train
+from torchlinreg._training.optimizers import is_training, optimizer_recipe
+from torchlinreg._training.plan import (
     check_solver,
     check_trains,
     earlier_model,
@@ -47,12 +51,8 @@ from torchlinreg._training_plan import (
     refuse_training,
     train_further,
 )
+from torchlinreg._training.report import DECORATOR_FRAMES, CallbackSupportMixin, EpochReport, with_callbacks
 from torchlinreg.losses import Loss, as_loss
-from torchlinreg.solvers import choose_solver, solve, solve_of_moments
-from torchlinreg.solvers._dual import is_wide
-from torchlinreg.solvers._geometry import geometry_of_accumulated
-from torchlinreg.solvers._optimizers import is_training, optimizer_recipe
-from torchlinreg.solvers._training import Epoch, train
 
 # From so many numbers on, float64 predictions are a product of torch's, as the moments are.
 LARGE_PRODUCT = 10**5

@@ -26,8 +26,8 @@ from torchlinreg._folds import splits_of
 from torchlinreg._loss_parameters import LossParametersMixin
 from torchlinreg._path import check_grid
 from torchlinreg._search import Candidate, Search, SearchParameters
+from torchlinreg._training.optimizers import is_training
 from torchlinreg.losses import Loss
-from torchlinreg.solvers._optimizers import is_training
 
 
 class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):

@@ -20,10 +20,10 @@ from torchlinreg._moments.standardised import Standardised, standardised
 from torchlinreg._objective.penalty import Penalty, penalty_of
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
+from torchlinreg._solvers import solve
+from torchlinreg._solvers.least_squares.dual import is_wide
+from torchlinreg._solvers.penalised.quadratic import QuadraticMinimum, minimise_quadratic
 from torchlinreg.losses import Loss, as_loss
-from torchlinreg.solvers import solve
-from torchlinreg.solvers._dual import is_wide
-from torchlinreg.solvers._quadratic import QuadraticMinimum, minimise_quadratic
 
 # Coefficients from moments that may move the predictions by more than this share of y are solved for anew,
 # by a solver that refines them on the rows.

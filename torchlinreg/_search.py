@@ -32,8 +32,8 @@ from torchlinreg._path import (
     sharing_moments,
 )
 from torchlinreg._scores import Sums, sums_of_moments, sums_of_rows
+from torchlinreg._solvers import choose_solver, solve
 from torchlinreg.losses import as_loss
-from torchlinreg.solvers import choose_solver, solve
 
 # What moments can score; everything else takes predictions.
 MOMENT_SCORES = (None, "r2", "neg_mean_squared_error", "neg_root_mean_squared_error")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from torchlinreg.solvers._checkpoint import write_atomically
+from torchlinreg._training.checkpoint import write_atomically
 
 __all__ = ["Checkpoint", "CoefficientHistory"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from torchlinreg._objective.penalty import Penalty
+from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
+from torchlinreg._training.coordinates import Coordinates
+from torchlinreg._training.optimum import NEAR
 from torchlinreg.losses import Loss
-from torchlinreg.solvers._coordinates import Coordinates
-from torchlinreg.solvers._landscape import NEAR
-from torchlinreg.solvers._quadratic import minimise_quadratic
 
 # Steps of power iteration for the largest curvature.
 POWER_STEPS = 40

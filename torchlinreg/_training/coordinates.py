@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from torchlinreg._objective.penalty import Penalty
-from torchlinreg.solvers._geometry import Geometry
-from torchlinreg.solvers._landscape import Landscape, Metric
+from torchlinreg._solvers.least_squares.whitening import Geometry
+from torchlinreg._training.optimum import Landscape, Metric
 
 Model = tuple[np.ndarray, np.ndarray]  # coef, shape: (n_targets, n_features); intercept, shape: (n_targets,)
 

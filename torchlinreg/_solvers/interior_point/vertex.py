@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.linalg import qr, solve_triangular
 
-from torchlinreg.solvers._hinges import Iterate, Program, State
+from torchlinreg._solvers.interior_point.program import Iterate, Program, State
 
 # Of so many times as many hinges as columns, the first independent ones make a vertex.
 CANDIDATES = 1.5

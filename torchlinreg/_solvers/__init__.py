@@ -12,13 +12,13 @@ from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
+from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
+from torchlinreg._solvers.least_squares.dual import is_wide, solve_dual
+from torchlinreg._solvers.least_squares.normal_equations import solve_accumulated, solve_cholesky, solve_exact
+from torchlinreg._solvers.newton.newton import solve_newton
+from torchlinreg._solvers.penalised.active_set import solve_active_set, solve_moments
+from torchlinreg._solvers.tie_break import with_least_norm
 from torchlinreg.losses import Loss
-from torchlinreg.solvers._dual import is_wide, solve_dual
-from torchlinreg.solvers._exact import solve_accumulated, solve_cholesky, solve_exact
-from torchlinreg.solvers._interior_point import solve_interior_point
-from torchlinreg.solvers._least_norm import with_least_norm
-from torchlinreg.solvers._newton import solve_newton
-from torchlinreg.solvers._proximal import solve_active_set, solve_moments
 
 __all__ = [
     "SOLVERS",

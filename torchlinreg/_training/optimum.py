@@ -16,11 +16,11 @@ from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._objective.penalty import Penalty, ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
+from torchlinreg._solvers.least_squares.dual import is_wide
+from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
+from torchlinreg._solvers.newton.newton import solve_newton
+from torchlinreg._solvers.penalised.active_set import solve_active_set
 from torchlinreg.losses import Kind, Loss
-from torchlinreg.solvers._dual import is_wide
-from torchlinreg.solvers._geometry import Geometry, geometry_of
-from torchlinreg.solvers._newton import solve_newton
-from torchlinreg.solvers._proximal import solve_active_set
 
 # Differences of losses below this share of the losses have lost digits. There the loss is a parabola between
 # the two points, but for a share of about the square root of this, and its derivatives give the difference.

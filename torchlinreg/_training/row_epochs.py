@@ -11,11 +11,11 @@ import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._objective.penalty import Penalty
+from torchlinreg._solvers.coordinates import KEPT_BYTES
+from torchlinreg._training.coordinates import Coordinates
+from torchlinreg._training.epochs import CHUNK_BYTES, NOISE_ROWS, NOISE_STEPS, Neuron, Objective
+from torchlinreg._training.objectives import LossRows, Prox, Proximal, RowSet, Settled
 from torchlinreg.losses import Loss
-from torchlinreg.solvers._coordinates import Coordinates
-from torchlinreg.solvers._design import KEPT_BYTES
-from torchlinreg.solvers._loss_rows import LossRows, Prox, Proximal, RowSet, Settled
-from torchlinreg.solvers._passes import CHUNK_BYTES, NOISE_ROWS, NOISE_STEPS, Neuron, Objective
 
 # A proximal step of 1 over the largest curvature is the longest that is sure to descend; at a rate of 0.5, so
 # that is what gradient descent takes.

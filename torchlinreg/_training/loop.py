@@ -24,8 +24,8 @@ from torchlinreg._data.rows import RowBlocks
 from torchlinreg._objective.evaluate import mean_losses
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg.losses import CallableLoss, Loss
-from torchlinreg.solvers._coordinates import (
+from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
+from torchlinreg._training.coordinates import (
     Coordinates,
     Model,
     about_optimum,
@@ -33,11 +33,11 @@ from torchlinreg.solvers._coordinates import (
     users_units,
     users_units_without_optimum,
 )
-from torchlinreg.solvers._geometry import Geometry, geometry_of
-from torchlinreg.solvers._landscape import Landscape, is_quadratic, landscape_of
-from torchlinreg.solvers._optimizers import MakeScheduler, Recipe, kept_state, put_state
-from torchlinreg.solvers._passes import FullBatch, MiniBatches, Neuron, largest_curvature, stable_rate
-from torchlinreg.solvers._row_passes import RowPasses, Terms
+from torchlinreg._training.epochs import FullBatch, MiniBatches, Neuron, largest_curvature, stable_rate
+from torchlinreg._training.optimizers import MakeScheduler, Recipe, kept_state, put_state
+from torchlinreg._training.optimum import Landscape, is_quadratic, landscape_of
+from torchlinreg._training.row_epochs import RowPasses, Terms
+from torchlinreg.losses import CallableLoss, Loss
 
 DEFAULT_MAX_ITER = 1000
 # Epochs of full-batch training whose losses are evaluated at once: 2000 epochs of gradient descent at

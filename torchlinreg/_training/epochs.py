@@ -12,9 +12,9 @@ from torch.nn import Parameter
 from torch.optim import LBFGS, SGD
 
 from torchlinreg._data.rows import Block, RowBlocks
-from torchlinreg.solvers._coordinates import Coordinates
-from torchlinreg.solvers._loss_rows import Proximal
-from torchlinreg.solvers._optimizers import Recipe
+from torchlinreg._training.coordinates import Coordinates
+from torchlinreg._training.objectives import Proximal
+from torchlinreg._training.optimizers import Recipe
 
 # Mini-batches are gathered so many bytes at a time, which stay in the cache.
 CHUNK_BYTES = 4 * 2**20

@@ -7,7 +7,7 @@ from typing import Any
 
 import sklearn
 
-from torchlinreg.solvers._training import Epoch
+from torchlinreg._training.loop import Epoch
 
 __all__ = ["DECORATOR_FRAMES", "CallbackSupportMixin", "EpochReport", "with_callbacks"]
 

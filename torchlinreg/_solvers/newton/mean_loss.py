@@ -10,8 +10,8 @@ import torch
 
 from torchlinreg._data.rows import Block
 from torchlinreg._moments.moments import symmetric
+from torchlinreg._solvers.coordinates import Design
 from torchlinreg.losses import Loss, is_known
-from torchlinreg.solvers._design import Design
 
 # Curvatures below this share of the largest, negatively, are more than rounding; differences of a derivative
 # are taken so far apart, relative to the residual.

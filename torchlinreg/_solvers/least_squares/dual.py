@@ -32,7 +32,7 @@ from torchlinreg._moments.moments import SAFE_RANGE, Frame
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg.solvers._exact import (
+from torchlinreg._solvers.least_squares.normal_equations import (
     EPS,
     SLOWEST_REFINEMENT,
     UNCERTAIN,

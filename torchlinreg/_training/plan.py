@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from torchlinreg._callback_support import EpochReport
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
 from torchlinreg._objective.evaluate import split
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg.solvers import SOLVERS, able_solvers, named, refuse
-from torchlinreg.solvers._checkpoint import read_checkpoint
-from torchlinreg.solvers._coordinates import Model
-from torchlinreg.solvers._dual import is_wide
-from torchlinreg.solvers._geometry import Geometry
-from torchlinreg.solvers._optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
-from torchlinreg.solvers._training import DEFAULT_MAX_ITER, Epoch, Training, train_one_pass
+from torchlinreg._solvers import SOLVERS, able_solvers, named, refuse
+from torchlinreg._solvers.least_squares.dual import is_wide
+from torchlinreg._solvers.least_squares.whitening import Geometry
+from torchlinreg._training.checkpoint import read_checkpoint
+from torchlinreg._training.coordinates import Model
+from torchlinreg._training.loop import DEFAULT_MAX_ITER, Epoch, Training, train_one_pass
+from torchlinreg._training.optimizers import OPTIMIZERS, is_training, optimizer_recipe, scheduler_maker
+from torchlinreg._training.report import EpochReport
 
 # Optimizers of torch follow the gradients of these losses, and take a proximal step for penalties without.
 TRAINED_LOSSES = ("quadratic", "smooth")

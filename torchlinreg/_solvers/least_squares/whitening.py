@@ -12,8 +12,8 @@ from torchlinreg._moments.moments import shift_and_scale
 from torchlinreg._objective.evaluate import squared_losses
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
-from torchlinreg.solvers._dual import is_wide, solve_dual
-from torchlinreg.solvers._exact import (
+from torchlinreg._solvers.least_squares.dual import is_wide, solve_dual
+from torchlinreg._solvers.least_squares.normal_equations import (
     Fit,
     in_user_units,
     solve_accumulated_with_fit,

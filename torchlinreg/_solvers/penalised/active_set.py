@@ -21,7 +21,7 @@ from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg.solvers._quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
+from torchlinreg._solvers.penalised.quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
 
 # Rows that are read where they are are multiplied with residuals so many bytes at a time.
 PRODUCT_BYTES = 256 * 2**20

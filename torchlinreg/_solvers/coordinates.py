@@ -16,7 +16,7 @@ from torchlinreg._data.rows import Block, RowBlocks, Source, tensor_blocks
 from torchlinreg._linalg.gram import UpperGram
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
-from torchlinreg.solvers._geometry import Geometry, geometry_of
+from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
 
 # Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.
 KEPT_BYTES = 64 * 2**20

@@ -22,10 +22,10 @@ from scipy.linalg import lapack, qr
 from torchlinreg._data.rows import tensor_blocks
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.coordinates import Design, design_of
+from torchlinreg._solvers.interior_point.program import Iterate, Program, Rows, State
+from torchlinreg._solvers.interior_point.vertex import is_one_of_several, vertex_of_kinks, vertex_of_weights
 from torchlinreg.losses import PiecewiseLinear
-from torchlinreg.solvers._design import Design, design_of
-from torchlinreg.solvers._hinges import Iterate, Program, Rows, State
-from torchlinreg.solvers._vertex import is_one_of_several, vertex_of_kinks, vertex_of_weights
 
 DEFAULT_MAX_ITER = 100
 # The relative gap at which steps end, at most: the last steps converge so fast that less saves one or two.

@@ -21,11 +21,11 @@ from torchlinreg._linalg.cholesky import cholesky, solve_upper
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.coordinates import Design, design_of
+from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
+from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
+from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
-from torchlinreg.solvers._design import Design, design_of
-from torchlinreg.solvers._expansion import Expansion, Objective
-from torchlinreg.solvers._interior_point import solve_interior_point
-from torchlinreg.solvers._quadratic import minimise_quadratic
 
 DEFAULT_MAX_ITER = 200
 # Of the curvature: keeps a singular matrix solvable, and is too small to slow a step down.
