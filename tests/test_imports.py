@@ -50,7 +50,7 @@ ORDER = [
     "torchlinreg._solvers.penalised",
     "torchlinreg._solvers.tie_break",
     "torchlinreg._solvers",
-    "torchlinreg._loss_parameters",
+    "torchlinreg._parameters",
     "torchlinreg._training.optimum",
     "torchlinreg._training.coordinates",
     "torchlinreg._training.optimizers",

@@ -22,7 +22,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from torchlinreg._checks import check_flag, check_number
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
-from torchlinreg._loss_parameters import LossParametersMixin
 from torchlinreg._moments.accumulated import on_cpu, to_device
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.moments import (
@@ -35,6 +34,7 @@ from torchlinreg._moments.moments import (
 from torchlinreg._objective.penalty import penalty_of
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import FitStatus, Solution, Status
+from torchlinreg._parameters import LossParametersMixin
 from torchlinreg._solvers import choose_solver, solve, solve_of_moments
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import geometry_of_accumulated
