@@ -27,10 +27,12 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, _folds, _search
+from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV
 from torchlinreg._data.rows import RowBlocks, as_row_blocks
-from torchlinreg._folds import fold_moments, leave_one_out, rows_of, splits_of
 from torchlinreg._moments.moments import Moments, choose_frame
+from torchlinreg._selection import folds as _folds
+from torchlinreg._selection import search as _search
+from torchlinreg._selection.folds import fold_moments, leave_one_out, rows_of, splits_of
 
 ALPHAS = [1e-3, 1.0, 0.03]
 MOMENT_SCORINGS = [None, "r2", "neg_mean_squared_error", "neg_root_mean_squared_error"]

@@ -10,7 +10,7 @@ from torchlinreg import TorchLinearRegressor, losses, regularization_path
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import elastic_net
 from torchlinreg._objective.problem import Problem
-from torchlinreg._path import PREDICTION_ERROR, minima_of, quadratic_of
+from torchlinreg._selection.path import PREDICTION_ERROR, minima_of, quadratic_of
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from torchlinreg import losses
 from torchlinreg._estimator import TorchLinearRegressor
 from torchlinreg._estimator_cv import TorchLinearRegressorCV
 from torchlinreg._objective.solution import FitStatus, Status
-from torchlinreg._path import RegularizationPath, regularization_path
+from torchlinreg._selection.path import RegularizationPath, regularization_path
 
 __all__ = [
     "FitStatus",

@@ -22,10 +22,10 @@ from sklearn.utils.validation import check_is_fitted
 from torchlinreg._checks import as_numbers, check_number
 from torchlinreg._data.rows import as_row_blocks, check_features
 from torchlinreg._estimator import TorchLinearRegressor
-from torchlinreg._folds import splits_of
 from torchlinreg._parameters import LossParametersMixin
-from torchlinreg._path import check_grid
-from torchlinreg._search import Candidate, Search, SearchParameters
+from torchlinreg._selection.folds import splits_of
+from torchlinreg._selection.path import check_grid
+from torchlinreg._selection.search import Candidate, Search, SearchParameters
 from torchlinreg._training.optimizers import is_training
 from torchlinreg.losses import Loss
 

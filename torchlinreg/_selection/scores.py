@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
-from torchlinreg._folds import Rows
 from torchlinreg._moments.moments import Moments, symmetric
 from torchlinreg._moments.standardised import Standardised
-from torchlinreg._path import Minima
+from torchlinreg._selection.folds import Rows
+from torchlinreg._selection.path import Minima
 
 
 class Sums(NamedTuple):

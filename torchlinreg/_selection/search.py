@@ -14,7 +14,6 @@ from sklearn.utils import _safe_indexing
 from sklearn.utils.parallel import Parallel, delayed
 
 from torchlinreg._data.rows import RowBlocks
-from torchlinreg._folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, rows_of
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.accumulated import on_cpu
 from torchlinreg._moments.moments import Moments, choose_frame
@@ -22,7 +21,8 @@ from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty, penalty_of
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg._path import (
+from torchlinreg._selection.folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, rows_of
+from torchlinreg._selection.path import (
     PREDICTION_ERROR,
     Minima,
     alpha_grid,
@@ -31,7 +31,7 @@ from torchlinreg._path import (
     quadratic_of,
     sharing_moments,
 )
-from torchlinreg._scores import Sums, sums_of_moments, sums_of_rows
+from torchlinreg._selection.scores import Sums, sums_of_moments, sums_of_rows
 from torchlinreg._solvers import choose_solver, solve
 from torchlinreg.losses import as_loss
 
