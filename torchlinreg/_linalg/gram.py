@@ -39,6 +39,8 @@ RMS_ROUNDING = 0.42
 DRIFT_SAFETY = 2.0
 # The largest of 1000 independent errors can be this many times what is expected of a single one.
 CLEARLY_MORE = 1.5
+# Relative error of a sum by halves, four standard deviations: the last few additions make nearly all of it.
+HALVES_ROUNDOFF = 2.5 * EPS
 # Numbers whose squares are taken at once to measure the errors of a product.
 SQUARES_AT_ONCE = 2**16
 # Where the sums of all cores' shares were larger, the cores share one, of more rows.
@@ -245,7 +247,7 @@ def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) 
     Then squares of the same few numbers were rounded alike, and so may have been products of two columns.
     """
     with np.errstate(invalid="ignore"):  # NaN and infinity show in the product
-        error = np.abs(found - accurate)
+        error = np.abs(found - accurate) + HALVES_ROUNDOFF * accurate
     beyond = error > expected * accurate
     if not beyond.any():
         return 0.0
@@ -254,17 +256,21 @@ def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) 
 
 
 def _accurate_squares(rows: torch.Tensor) -> torch.Tensor:
-    """Sums of squares by halves or in cascades, which leave errors of a few units in the last place."""
-    if len(rows) <= SHORTEST_SUM:
-        squares = rows.square()
-        while len(squares) > 1:
-            half, odd = len(squares) // 2, squares[2 * (len(squares) // 2) :]
-            squares = squares[:half] + squares[half : 2 * half]
-            if len(odd):
-                squares[:1] += odd
-        return squares[0]
+    """Sums of squares by halves: exact for numbers all alike, else with errors of a few roundings."""
     at_once = max(1, SQUARES_AT_ONCE // rows.shape[1])
-    return torch.stack([part.square().sum(0) for part in torch.split(rows, at_once)]).sum(0)
+    if len(rows) <= at_once:
+        return _sum_by_halves(rows.square())
+    return _sum_by_halves(torch.stack([_sum_by_halves(part.square()) for part in torch.split(rows, at_once)]))
+
+
+def _sum_by_halves(terms: torch.Tensor) -> torch.Tensor:
+    """The sum over the first axis, whose terms are overwritten."""
+    while len(terms) > 1:
+        half = len(terms) // 2
+        if len(terms) % 2:
+            terms[0] += terms[-1]
+        terms = terms[:half].add_(terms[half : 2 * half])
+    return terms[0]
 
 
 def columns_at_once(n_rows: int, n_columns: int) -> int:
