@@ -73,6 +73,8 @@ ORDER = [
     "torchlinreg",
     "torchlinreg.datasets._loaders",
     "torchlinreg.datasets",
+    "torchlinreg._cli.main",
+    "torchlinreg._cli",
     "torchlinreg.__main__",
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from torchlinreg.__main__ import DATASETS, main
+from torchlinreg._cli.main import DATASETS, main
 
 ROOT = Path(__file__).parents[1]
 

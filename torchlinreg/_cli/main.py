@@ -377,7 +377,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning in one line, without the place in the code."""
     print(f"warning: {one_line(message)}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
