@@ -241,6 +241,7 @@ def test_readme_tables_names_what_is_missing(tmp_path: Path, capsys: pytest.Capt
         readme_tables.replace_between_markers(swapped, "a", "")
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_is_measured_in_a_child_process() -> None:
     record = peak_memory.measure("LinearRegression", Shape(200_000, 10))
     assert record["status"] == "measured", record

@@ -306,7 +306,15 @@ def assert_same_fit(found, expected):
 
 class TestCheckpoint:
     @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-    @pytest.mark.parametrize("name", TRAINING)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            name
+            if name in ("sgd", "adam early stopping")
+            else pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in TRAINING
+        ],
+    )
     def test_a_killed_process_goes_on(self, name, killed):
         """Bit by bit as if it had never been interrupted."""
         X, y = problem()

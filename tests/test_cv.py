@@ -113,6 +113,7 @@ def test_splitters(data, no_fits, splitter, l1_ratio):
     assert_agrees(*data, cv=SPLITTERS[splitter], l1_ratio=l1_ratio, groups=groups)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("scoring", MOMENT_SCORINGS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("several", [False, True])
@@ -191,6 +192,7 @@ def test_what_moments_do_not_serve_is_fitted(data, options):
     assert reg.solver_ == search.best_estimator_.solver_
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
 @pytest.mark.parametrize("n_features", [35, 90])
 @pytest.mark.parametrize("scoring", ["r2", "neg_mean_squared_error"])
@@ -201,6 +203,7 @@ def test_wide(l1_ratio, n_features, scoring):
     assert_agrees(X, y, l1_ratio=l1_ratio, scoring=scoring)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5])
 @pytest.mark.parametrize("scoring", ["r2", "neg_mean_squared_error", "neg_mean_absolute_error"])
 @pytest.mark.parametrize("case", ["dependent", "nearly", "offset", "fold", "perfect", "constant", "units"])
@@ -236,6 +239,7 @@ def test_extreme_units_are_fitted(data):
     assert_agrees(X * 1e180, y, alphas=[1e170, 1e300])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "kind",
     [

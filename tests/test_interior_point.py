@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import linprog
@@ -185,12 +185,12 @@ def cases(draw):
     )
 
 
-@settings(max_examples=120)
 @given(case=cases())
 def test_no_objective_is_above_that_of_highs(case):
     assert_optimal(case, case.solve())
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @pytest.mark.parametrize("alpha", [0.0, 0.02])
 def test_more_rows(loss, alpha):
@@ -299,6 +299,7 @@ def test_weights_are_repetitions_and_zero_weights_drop_rows():
     np.testing.assert_allclose(one.coef, other.coef, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.every(7)
 @pytest.mark.parametrize("seed", range(60))
 def test_order_and_number_of_rows_do_not_choose_among_several_optima(seed):
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import lsq_linear, nnls
@@ -195,7 +195,6 @@ def problems(draw):
     return X, y, weight, fit_intercept, elastic_net(alpha, l1_ratio, n_features, factor, lower, upper)
 
 
-@settings(max_examples=400)
 @given(problems())
 def test_optimality_conditions(problem):
     X, y, weight, fit_intercept, penalty = problem

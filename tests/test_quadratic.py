@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import lsq_linear, nnls
 from sklearn.linear_model import ElasticNet
@@ -70,7 +70,6 @@ def violation(gram, linear, penalty, coef):
     return max(up.max(), down.max(), 0.0) / max(size, 1e-300)
 
 
-@settings(max_examples=400)
 @given(
     seed=st.integers(0, 2**32),
     kind=st.sampled_from(KINDS),

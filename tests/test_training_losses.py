@@ -143,6 +143,7 @@ class TestTrajectory:
         )
         assert_follows(reg, expected, X, y, sample_weight=weight)
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("batch_size", [None, 16])
     @pytest.mark.parametrize("loss", ["squared_error", "huber"])
     @pytest.mark.parametrize("penalty", ["lasso", "elastic net", "positive", "bounds"])
@@ -230,6 +231,7 @@ SMOOTH = {
 class TestOptimum:
     """With learning_rate="auto" training ends at the optimum of every smooth loss and penalty."""
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("penalty", ROUGH)
     @pytest.mark.parametrize("loss", SMOOTH)
     def test_of_every_loss_and_penalty(self, loss, penalty):

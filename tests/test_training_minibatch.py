@@ -62,6 +62,7 @@ WAYS = {3: True, 20: False}
 
 
 class TestTrajectory:
+    @pytest.mark.every(7)
     @pytest.mark.parametrize("alpha", [0.0, 0.1])
     @pytest.mark.parametrize("n_targets", [None, 2])
     @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -302,6 +303,7 @@ DATA = {
 
 
 class TestWithoutTuning:
+    @pytest.mark.every(7)
     @pytest.mark.parametrize("alpha", [0.0, 0.05])
     @pytest.mark.parametrize("name", DATA)
     @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
