@@ -190,9 +190,8 @@ def test_no_objective_is_above_that_of_highs(case):
     assert_optimal(case, case.solve())
 
 
-@pytest.mark.every(3)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@pytest.mark.parametrize("alpha", [0.0, 0.02])
+@pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.02])
 def test_more_rows(loss, alpha):
     rng = np.random.default_rng(3)
     X, y = data("normal", 1500, 6, rng)

@@ -468,8 +468,7 @@ class TestWithoutTuning:
         assert reg.intercept_ == (pytest.approx(y.mean()) if fit_intercept else 0)
         assert reg.n_iter_ >= 1
 
-    @pytest.mark.every(5)
-    @pytest.mark.parametrize("batch_size", [None, 8])
+    @pytest.mark.parametrize("batch_size", [None, pytest.param(8, marks=pytest.mark.exhaustive)])
     @pytest.mark.parametrize("solver", PROMISED)
     def test_huge_and_tiny_weights(self, solver, batch_size):
         X, y, weight = problem()
@@ -521,7 +520,7 @@ class TestStopping:
     def test_a_larger_tol_ends_earlier(self):
         X, y, _ = problem()
         counts = [TorchLinearRegressor(solver="sgd", tol=tol).fit(X, y).n_iter_ for tol in (1e-4, 1e-12)]
-        assert counts[0] < counts[1] < 100
+        assert counts[0] < counts[1]
         reg = TorchLinearRegressor(solver="sgd", tol=1e-4).fit(X, y)
         assert reg.status_.kind is Status.OPTIMAL
         assert reg.status_.distance < 1e-3

@@ -303,8 +303,7 @@ DATA = {
 
 
 class TestWithoutTuning:
-    @pytest.mark.every(7)
-    @pytest.mark.parametrize("alpha", [0.0, 0.05])
+    @pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.05])
     @pytest.mark.parametrize("name", DATA)
     @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
     def test_batches_of_64(self, solver, name, alpha):
