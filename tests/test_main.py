@@ -171,10 +171,11 @@ def test_saved_model_predicts_what_it_predicted(capsys, trees):
     np.testing.assert_allclose(found.prediction, expected, rtol=1e-11)
 
 
+@pytest.mark.exhaustive  # .ci/run runs the program each time
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        pytest.param(["fit", "hubble"], 0, "76.126956857289", marks=pytest.mark.exhaustive),
+        (["fit", "hubble"], 0, "76.126956857289"),
         (["fit", "hubbel"], 2, "hubbel: no such file"),
     ],
 )

@@ -108,8 +108,8 @@ def violation(reg, X, y, weight, coef, intercept, scale):
 @pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-# A quarter of the usual number: there are 30 of these tests.
-@settings(max_examples=settings.default.max_examples // 4)
+# A sixth of the usual number: there are 30 of these tests.
+@settings(max_examples=settings.default.max_examples // 6)
 @given(
     kind=st.sampled_from(KINDS), seed=st.integers(0, 999), fit_intercept=st.booleans(), weighted=st.booleans()
 )

@@ -267,6 +267,7 @@ class TestOptimum:
         assert reg.status_.kind.name == "OPTIMAL"
         assert reg.status_.distance < 2e-12
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("n_epochs", [1, 3])
     @pytest.mark.parametrize("penalty", ROUGH)
     @pytest.mark.parametrize("loss", ["huber", "poisson"])
@@ -583,6 +584,7 @@ class TestResume:
 
 
 class TestPartialFit:
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("penalty", ["none", "ridge", "lasso", "positive"])
     @pytest.mark.parametrize("loss", LOSSES)
     def test_is_one_pass_of_the_loop(self, loss, penalty):
