@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clock import TICK_S, put_on_fake_clock
 
 from benchmarks import libraries, peak_memory, readme_tables, speed
 from benchmarks.environment import describe
@@ -45,8 +46,8 @@ def lie(change: float) -> Any:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "MIN_SAMPLE_S", 1e-3)
-    monkeypatch.setattr(speed, "SETTLE_S", 0.0)
+    monkeypatch.setattr(speed, "MIN_SAMPLE_S", TICK_S)
+    put_on_fake_clock(monkeypatch, speed)
 
 
 @pytest.fixture
@@ -240,6 +241,7 @@ def test_readme_tables_names_what_is_missing(tmp_path: Path, capsys: pytest.Capt
         readme_tables.replace_between_markers(swapped, "a", "")
 
 
+@pytest.mark.exhaustive
 def test_peak_memory_is_measured_in_a_child_process() -> None:
     record = peak_memory.measure("LinearRegression", Shape(200_000, 10))
     assert record["status"] == "measured", record

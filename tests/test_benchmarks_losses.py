@@ -3,12 +3,12 @@
 import importlib.util
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fake_clock import TICK_S, Clock, put_on_fake_clock
 from sklearn.linear_model import HuberRegressor
 
 from benchmarks import losses, readme_tables, speed
@@ -22,10 +22,10 @@ OPTIONAL = ("skglm", "glum", "statsmodels")
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "MIN_SAMPLE_S", 1e-4)
-    monkeypatch.setattr(speed, "SETTLE_S", 0.0)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(speed, "MIN_SAMPLE_S", TICK_S)
     monkeypatch.setattr(losses, "N_ALPHAS", 4)
+    return put_on_fake_clock(monkeypatch, speed, losses)
 
 
 @pytest.fixture
@@ -164,13 +164,12 @@ def test_who_is_slow_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["rival"]["status"] == "wrong"
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_stall_makes_nobody_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_makes_nobody_slow(monkeypatch: pytest.MonkeyPatch, quick: Clock) -> None:
     calls: list[int] = []
 
     def stalled() -> float:
         calls.append(1)
-        time.sleep(0.2 if len(calls) == 2 else 0.0)  # the first is the small fit
+        quick.sleep(0.2 if len(calls) == 2 else 0.0)  # the first is the small fit
         return 1.0
 
     entrant = Entrant("rival", stalled, lambda: "rival()")

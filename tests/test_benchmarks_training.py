@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clock import TICK_S, Clock, put_on_fake_clock
 
 from benchmarks import readme_tables, speed, training
 from benchmarks.speed import Ratio, Timing
@@ -31,11 +32,13 @@ short_fits = pytest.mark.filterwarnings("ignore:After .* epochs", "ignore::UserW
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "MIN_SAMPLE_S", 1e-4)
-    monkeypatch.setattr(speed, "SETTLE_S", 0.0)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(speed, "MIN_SAMPLE_S", TICK_S)
+    # On the clock all fits take as long, so that the number of epochs ends the race of who does not arrive.
+    monkeypatch.setattr(training, "MOST_EPOCHS", 128)
     monkeypatch.setattr(training, "BATCH_SIZE", 16)
     monkeypatch.setattr(training, "MINI_BATCH_RATE", 0.05)
+    return put_on_fake_clock(monkeypatch, speed, training)
 
 
 @pytest.fixture(scope="module")
@@ -115,27 +118,40 @@ def test_the_least_number_of_epochs_is_found(needed: int) -> None:
     assert search.distance == 1.0 / needed
 
 
-def test_the_search_is_given_up_with_the_distance_reached() -> None:
-    search = training.epochs_to_reach(
-        lambda n_epochs: Solution(np.zeros(1), 0.0), lambda solution: 0.5, limit=0.1, patience_s=0.0
-    )
-    assert (search.n_epochs, search.distance, search.reached) == (1, 0.5, False)
+@pytest.mark.parametrize(("patience_s", "n_epochs"), [(0.0, 1), (10.0, 8), (1e9, 128)])
+def test_the_search_is_given_up_with_the_distance_reached(
+    quick: Clock, patience_s: float, n_epochs: int
+) -> None:
+    """A second for each epoch: 16 more would exceed 10 s; beyond 128 it is given up whatever the patience."""
+
+    def fit(n_epochs: int) -> Solution:
+        quick.sleep(n_epochs)
+        return Solution(np.zeros(1), 0.0)
+
+    search = training.epochs_to_reach(fit, lambda solution: 0.5, limit=0.1, patience_s=patience_s)
+    assert (search.n_epochs, search.distance, search.reached) == (n_epochs, 0.5, False)
 
 
-@pytest.mark.usefixtures("quick")
-def test_fewer_epochs_are_scaled_to_all(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_epochs_are_scaled_to_all(rows: Rows, monkeypatch: pytest.MonkeyPatch, quick: Clock) -> None:
     ours, loop, *_ = full_batch_trainers("sgd", training.FULL_BATCH_RATE)
-    short = Trainer("short", "loop", "estimator", loop.fit, most_epochs=4)
+
+    def fit(rows: Rows, n_epochs: int) -> Solution:
+        quick.sleep(0.01 * n_epochs)
+        return loop.fit(rows, n_epochs)
+
+    whole_loop = Trainer("whole", "loop", "estimator", fit)
+    short = Trainer("short", "loop", "estimator", fit, most_epochs=4)
     absent = Trainer("absent", "absent()", "estimator", loop.fit, package="no_such_package")
-    monkeypatch.setattr(training, "full_batch_trainers", lambda *_: (ours, loop, short, absent))
+    monkeypatch.setattr(training, "full_batch_trainers", lambda *_: (ours, whole_loop, short, absent))
     case = training.full_batch_case(rows, "sgd", 400, **QUICK)
     own, whole, few, skipped = case["timings"]
     assert [timing["status"] for timing in case["timings"]] == ["timed", "timed", "timed", "skipped"]
     assert skipped["reason"] == "no_such_package is not installed"
     assert (whole["n_epochs"], whole["n_epochs_timed"]) == (400, 400)
     assert (few["n_epochs"], few["n_epochs_timed"]) == (400, 4)
-    # Setting up is scaled along, so that a small part of the loop seems longer, not 100 times shorter.
-    assert few["median_s"] > 0.2 * whole["median_s"]
+    # A look at the clock is scaled along.
+    assert whole["median_s"] == pytest.approx(4.0 + TICK_S)
+    assert few["median_s"] == pytest.approx(100 * (0.04 + TICK_S))
     ratios = [a / b for a, b in zip(few["samples_s"], own["samples_s"], strict=False)]
     assert few["ratio"]["median"] == pytest.approx(np.median(ratios))
     assert own["ratio"]["median"] == 1.0
@@ -211,7 +227,7 @@ def test_training_writes_its_samples_and_the_readme_its_table(
 ) -> None:
     output = tmp_path / "new" / "training.json"
     few = ["--rounds", "1", "--budget", "0.1", "--patience", "0.2"]
-    assert training.main(["--shape", "800x3", "--epochs", "12", *few, "--output", str(output)]) == 0
+    assert training.main(["--shape", "200x3", "--epochs", "12", *few, "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     assert report["environment"]["packages"]["torch"]
     assert report["settings"]["patience_s"] == 0.2
@@ -229,7 +245,7 @@ def test_training_writes_its_samples_and_the_readme_its_table(
                 assert timing["reason"]
     assert len(report["cases"][0]["targets"]) >= 1
     printed = capsys.readouterr().out
-    assert "full 800x3 sgd" in printed
+    assert "full 200x3 sgd" in printed
     assert "3 times a PyTorch loop" in printed
 
     table = next(table for table in readme_tables.TABLES if table.marker == "training table")
@@ -241,8 +257,8 @@ def test_training_writes_its_samples_and_the_readme_its_table(
     assert readme_tables.main(where) == 0
     assert readme_tables.main([*where, "--check"]) == 0
     text = readme.read_text()
-    assert "| **Full batch, Adam, rate 0.01, 800 x 3** |" in text
-    assert "| **Until the distance is below 0.001, 800 x 3** |" in text
+    assert "| **Full batch, Adam, rate 0.01, 200 x 3** |" in text
+    assert "| **Until the distance is below 0.001, 200 x 3** |" in text
     assert "training.json" in text
     assert "old" not in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}

@@ -595,6 +595,7 @@ for name, kind in KINDS.items():
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 def test_no_kind_is_copied_whole():
     """X is 43 MiB as float64; the predictions are 5 MiB, and a few blocks come on top."""

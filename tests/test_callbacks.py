@@ -278,15 +278,14 @@ def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
-    code = f"import test_callbacks; test_callbacks.train_all({str(folder)!r})"
+    # However long it takes until it is killed, it is there.
+    code = f"import signal, test_callbacks; test_callbacks.train_all({str(folder)!r}); signal.pause()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL, cwd=here.parent
     )
     try:
-        end = time.monotonic() + 120
         while not all((folder / f"{name}.pt").exists() for name in TRAINING):
             assert process.poll() is None, "the process ended before it was killed"
-            assert time.monotonic() < end
             time.sleep(0.01)
         time.sleep(random.SystemRandom().uniform(0, 0.3))
     finally:
@@ -306,7 +305,15 @@ def assert_same_fit(found, expected):
 
 class TestCheckpoint:
     @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-    @pytest.mark.parametrize("name", TRAINING)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            name
+            if name in ("sgd", "adam early stopping")
+            else pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in TRAINING
+        ],
+    )
     def test_a_killed_process_goes_on(self, name, killed):
         """Bit by bit as if it had never been interrupted."""
         X, y = problem()
@@ -350,7 +357,7 @@ class TestCheckpoint:
         reg = TorchLinearRegressor(**options, random_state=0)
         expected = clone(reg).set_callbacks(Checkpoint(path, every=1)).fit(X, y)
         assert_same_fit(clone(reg).fit(X, y, resume_from=path), expected)
-        assert expected.n_iter_ < 1000
+        assert expected.status_.kind.name in ("OPTIMAL", "EARLY_STOPPED")  # not MAX_ITER
 
     def test_more_epochs_than_before(self, tmp_path):
         """With a number as learning_rate, nothing else depends on max_iter."""

@@ -82,17 +82,89 @@ def named(X, names="abc"):
     return pd.DataFrame(X, columns=list(names))
 
 
+def as_text(reg):
+    """The class with its parameters, by which configurations are told apart."""
+    return repr((type(reg).__name__, sorted(reg.get_params(deep=False).items())))
+
+
+# Least squares and ridge by "auto" are in two of the tables.
+EACH = [*CONFIGURATIONS, *LOSSES_AND_PENALTIES, *TRAINING_CONFIGURATIONS, *SEARCHES]
+ALL = list({as_text(reg): reg for reg in EACH}.values())
+# What a plain run checks: each loss, penalty, solver and way of training once; the others are exhaustive.
+QUICK = [
+    TorchLinearRegressor(),
+    TorchLinearRegressor(alpha=0.1, fit_intercept=False),
+    TorchLinearRegressor(solver="dual"),
+    TorchLinearRegressor(solver="cholesky", alpha=0.1),
+    TorchLinearRegressor(solver="exact", fit_intercept=False),
+    TorchLinearRegressor(loss="squared_error", positive=True),
+    TorchLinearRegressor(loss="huber", bounds=(-1, 2)),
+    TorchLinearRegressor(loss="absolute_error"),
+    TorchLinearRegressor(loss="quantile", alpha=0.1, l1_ratio=1.0),
+    TorchLinearRegressor(loss="epsilon_insensitive", positive=True),
+    TorchLinearRegressor(loss="squared_epsilon_insensitive", alpha=0.1),
+    TorchLinearRegressor(loss="log_cosh", alpha=0.1, l1_ratio=0.5, penalty_factor=2.0),
+    TorchLinearRegressor(loss=losses.Huber(scale=2.0)),
+    TorchLinearRegressor(loss=losses.Quantile(0.9), bounds=(-1, 2)),
+    TorchLinearRegressor(loss=log_cosh, alpha=0.1, l1_ratio=1.0),
+    TorchLinearRegressor(solver="sgd", batch_size=8),
+    TorchLinearRegressor(solver="sgd", batch_size=64, early_stopping=True),
+    TorchLinearRegressor(solver="adam", early_stopping=True, max_iter=300),
+    TorchLinearRegressor(solver="lbfgs"),
+    *SEARCHES,
+]
+IN_QUICK = {as_text(reg) for reg in QUICK}
+# Seen with MKL's AVX2 and SSE4.2 instructions, and with OpenBLAS's kernels for Haswell and SandyBridge.
+ON_SOME_PROCESSORS = pytest.mark.xfail(
+    strict=False,
+    reason="on some processors predictions of weighted and of repeated rows differ by up to 2e-5",
+)
+FAILING = {
+    (
+        as_text(TorchLinearRegressor(loss="epsilon_insensitive")),
+        f"check_sample_weight_equivalence_on_{kind}_data",
+    )
+    for kind in ("dense", "sparse")
+}
+
+
+def marks_of(reg, check):
+    marks = [] if as_text(reg) in IN_QUICK else [pytest.mark.exhaustive]
+    return [*marks, ON_SOME_PROCESSORS] if (as_text(reg), check.func.__name__) in FAILING else marks
+
+
 # As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
 CHECKS = [
-    pair
-    for reg in [*CONFIGURATIONS, *LOSSES_AND_PENALTIES, *TRAINING_CONFIGURATIONS, *SEARCHES]
+    pytest.param(*pair, id=f"{pair[0]}-{pair[1].func.__name__}", marks=marks_of(*pair))
+    for reg in ALL
     for pair in estimator_checks_generator(reg)
 ]
 
 
-@pytest.mark.parametrize(
-    ("estimator", "check"), CHECKS, ids=[f"{reg}-{check.func.__name__}" for reg, check in CHECKS]
-)
+class TestQuickConfigurations:
+    """A new loss, solver, penalty or way of training needs a configuration that a plain run checks."""
+
+    def values(self, name, configurations=QUICK):
+        return {repr(getattr(reg, name, None)) for reg in configurations}
+
+    def test_all_are_among_those_that_the_exhaustive_run_completes(self):
+        assert len(IN_QUICK) == len(QUICK)
+        assert set(map(as_text, ALL)) >= IN_QUICK
+
+    def test_every_loss(self):
+        assert self.values("loss") >= {repr(name) for name in LOSSES}
+
+    def test_every_solver(self):
+        X, y = problem()
+        exact = [reg for reg in QUICK if getattr(reg, "solver", None) in ("auto", *SOLVERS)]
+        assert {clone(reg).fit(X, y).solver_ for reg in exact} == set(SOLVERS)
+
+    def test_every_value_of_a_parameter(self):
+        for name in {name for reg in ALL for name in reg.get_params(deep=False)}:
+            assert self.values(name) == self.values(name, ALL), name
+
+
+@pytest.mark.parametrize(("estimator", "check"), CHECKS)
 def test_scikit_learn_check(estimator, check):
     try:
         check(estimator)
@@ -502,17 +574,20 @@ class TestNotFinite:
     def words(self, value):
         return "Input X contains " + ("NaN" if np.isnan(value) else "infinity")
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("solver", NAMES)
     def test_fit(self, kind, place, value, solver):
         X, y = self.spoilt(kind, place, value)
         with pytest.raises(ValueError, match=self.words(value)):
             TorchLinearRegressor(solver=solver).fit(X, y)
 
+    @pytest.mark.every(5)
     def test_fit_of_wide_data(self, kind, place, value):
         X, y = self.spoilt(kind, place, value, shape=(4, 10))
         with pytest.raises(ValueError, match=self.words(value)):
             TorchLinearRegressor().fit(X, y)
 
+    @pytest.mark.every(5)
     def test_fit_in_a_row_of_weight_zero(self, kind, place, value):
         X, y = self.spoilt(kind, place, value)
         weight = np.ones(len(y))
@@ -520,11 +595,13 @@ class TestNotFinite:
         with pytest.raises(ValueError, match=self.words(value)):
             TorchLinearRegressor().fit(X, y, sample_weight=weight)
 
+    @pytest.mark.every(5)
     def test_partial_fit(self, kind, place, value):
         X, y = self.spoilt(kind, place, value)
         with pytest.raises(ValueError, match=self.words(value)):
             TorchLinearRegressor().partial_fit(X, y)
 
+    @pytest.mark.every(5)
     @pytest.mark.filterwarnings("ignore:X has feature names")
     def test_predict(self, kind, place, value):
         X, _ = self.spoilt(kind, place, value)

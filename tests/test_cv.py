@@ -30,8 +30,6 @@ from sklearn.preprocessing import StandardScaler
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV
 from torchlinreg._data.rows import RowBlocks, as_row_blocks
 from torchlinreg._moments.moments import Moments, choose_frame
-from torchlinreg._selection import folds as _folds
-from torchlinreg._selection import search as _search
 from torchlinreg._selection.folds import fold_moments, leave_one_out, rows_of, splits_of
 
 ALPHAS = [1e-3, 1.0, 0.03]
@@ -53,7 +51,7 @@ def no_fits(monkeypatch):
     def refuse(*_):
         raise AssertionError("a score took a fit")
 
-    monkeypatch.setattr(_search, "_fit_and_score", refuse)
+    monkeypatch.setattr("torchlinreg._selection.search._fit_and_score", refuse)
 
 
 def split_scores(results):
@@ -115,6 +113,7 @@ def test_splitters(data, no_fits, splitter, l1_ratio):
     assert_agrees(*data, cv=SPLITTERS[splitter], l1_ratio=l1_ratio, groups=groups)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("scoring", MOMENT_SCORINGS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("several", [False, True])
@@ -193,6 +192,7 @@ def test_what_moments_do_not_serve_is_fitted(data, options):
     assert reg.solver_ == search.best_estimator_.solver_
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
 @pytest.mark.parametrize("n_features", [35, 90])
 @pytest.mark.parametrize("scoring", ["r2", "neg_mean_squared_error"])
@@ -203,6 +203,7 @@ def test_wide(l1_ratio, n_features, scoring):
     assert_agrees(X, y, l1_ratio=l1_ratio, scoring=scoring)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5])
 @pytest.mark.parametrize("scoring", ["r2", "neg_mean_squared_error", "neg_mean_absolute_error"])
 @pytest.mark.parametrize("case", ["dependent", "nearly", "offset", "fold", "perfect", "constant", "units"])
@@ -238,6 +239,7 @@ def test_extreme_units_are_fitted(data):
     assert_agrees(X * 1e180, y, alphas=[1e170, 1e300])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -509,8 +511,8 @@ def test_many_folds_do_not_hold_all_moments(data, no_fits, monkeypatch):
     X, y = data[0][:30], data[1][:30]
     options = {"alphas": ALPHAS, "cv": LeaveOneOut(), "scoring": "neg_mean_squared_error"}
     expected = TorchLinearRegressorCV(**options).fit(X, y)
-    monkeypatch.setattr(_folds, "MOMENTS_BYTES", 1)
-    monkeypatch.setattr(_search, "MOMENTS_BYTES", 1)
+    monkeypatch.setattr("torchlinreg._selection.folds.MOMENTS_BYTES", 1)
+    monkeypatch.setattr("torchlinreg._selection.search.MOMENTS_BYTES", 1)
     reg = TorchLinearRegressorCV(**options).fit(X, y)
     np.testing.assert_allclose(
         reg.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"], rtol=1e-12

@@ -103,6 +103,7 @@ def assert_is_picture(path: Path, n_frames: int = 1) -> None:
             assert (np.asarray(picture.convert("RGB")) != first).any()
 
 
+@pytest.mark.exhaustive
 def test_perceptron_25_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, figures, printed, output = run("perceptron_25_points", tmp_path, capsys)
     X, y = load_perceptron25(return_X_y=True)
@@ -123,6 +124,7 @@ def test_perceptron_25_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert_is_picture(output / "perceptron_25_points.png")
 
 
+@pytest.mark.exhaustive
 def test_plant_richness(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, figures, printed, output = run("plant_richness", tmp_path, capsys)
     X, y = load_plant_richness(return_X_y=True)
@@ -171,6 +173,7 @@ def test_hubble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_is_picture(output / "hubble.png")
 
 
+@pytest.mark.exhaustive
 @needs_callbacks
 def test_synthetic_line_animated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script, figures, printed, output = run("synthetic_line_animated", tmp_path, capsys)
@@ -209,6 +212,7 @@ def test_synthetic_line_animated_without_callbacks_says_what_is_missing(
     assert re.fullmatch(r"synthetic_line_animated\.py: .*1\.9 or later.*", str(end.value.code))
 
 
+@pytest.mark.exhaustive
 def test_minibatch_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script, figures, printed, output = run("minibatch_from_scratch", tmp_path, capsys)
     X, y = script.make_data()
@@ -307,6 +311,7 @@ def pinball(residuals: np.ndarray, quantile: float) -> float:
     return float(np.mean(np.maximum(quantile * residuals, (quantile - 1) * residuals)))
 
 
+@pytest.mark.exhaustive
 def test_lasso_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, figures, printed, output = run("lasso_path", tmp_path, capsys)
     data = load_diabetes(scaled=False)
@@ -341,6 +346,7 @@ def test_lasso_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_is_picture(output / "lasso_path.png")
 
 
+@pytest.mark.exhaustive
 def test_runs_from_the_command_line(tmp_path: Path) -> None:
     script = EXAMPLES / "perceptron_25_points.py"
     command = [sys.executable, "-W", "error", str(script), "--output", str(tmp_path / "new")]

@@ -138,20 +138,26 @@ def test_heavy_packages_are_imported_inside_functions(name):
     assert not {module.partition(".")[0] for module in at_import(tree)} & set(HEAVY)
 
 
-def test_import_of_the_package_loads_and_needs_nothing_heavy():
-    # Recent scikit-learn itself imports pandas where it finds it. So first: with scikit-learn
-    # loaded, the package loads nothing heavy on top; then: it loads without any of it installed.
+@pytest.mark.parametrize(
+    "before",
+    [
+        # Recent scikit-learn itself imports pandas where it finds it: with scikit-learn loaded, the package
+        # loads nothing heavy on top.
+        "import sklearn.linear_model, torch; HEAVY = set(HEAVY) - set(sys.modules)",
+        # It loads without any of it installed.
+        pytest.param("sys.modules.update(dict.fromkeys(HEAVY))", marks=pytest.mark.exhaustive),
+    ],
+    ids=["on top of scikit-learn", "not installed"],
+)
+def test_import_of_the_package_loads_and_needs_nothing_heavy(before):
     report = "print(*sorted(name for name in HEAVY if sys.modules.get(name)))"
-    on_top = "import sklearn.linear_model, torch; HEAVY = set(HEAVY) - set(sys.modules)"
-    absent = "sys.modules.update(dict.fromkeys(HEAVY))"
-    for before in (on_top, absent):
-        program = f"import sys; HEAVY = {HEAVY}; {before}; import torchlinreg; {report}"
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=PACKAGE.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == []
+    program = f"import sys; HEAVY = {HEAVY}; {before}; import torchlinreg; {report}"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []

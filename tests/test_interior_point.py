@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.optimize import linprog
@@ -16,8 +16,8 @@ from torchlinreg import Status
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import elastic_net
 from torchlinreg._objective.problem import Problem
-from torchlinreg._solvers import coordinates as _design
-from torchlinreg._solvers.interior_point import interior_point as _interior_point
+from torchlinreg._solvers import coordinates
+from torchlinreg._solvers.interior_point import interior_point
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg.losses import (
     AbsoluteError,
@@ -186,14 +186,13 @@ def cases(draw):
     )
 
 
-@settings(max_examples=120)
 @given(case=cases())
 def test_no_objective_is_above_that_of_highs(case):
     assert_optimal(case, case.solve())
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@pytest.mark.parametrize("alpha", [0.0, 0.02])
+@pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.02])
 def test_more_rows(loss, alpha):
     rng = np.random.default_rng(3)
     X, y = data("normal", 1500, 6, rng)
@@ -300,6 +299,7 @@ def test_weights_are_repetitions_and_zero_weights_drop_rows():
     np.testing.assert_allclose(one.coef, other.coef, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.every(7)
 @pytest.mark.parametrize("seed", range(60))
 def test_order_and_number_of_rows_do_not_choose_among_several_optima(seed):
     rng = np.random.default_rng(seed)
@@ -409,12 +409,12 @@ def test_rows_that_are_left_out_change_nothing(monkeypatch, kind, loss):
     weight = rng.integers(0, 3, 6000).astype(float)
     case = Case(X, y, loss, weight, alpha=0.01, l1_ratio=0.5)
     calls = []
-    inner = _interior_point._interior_point
+    inner = interior_point._interior_point
     monkeypatch.setattr(
-        _interior_point, "_interior_point", lambda *args: calls.append(len(args[0].y)) or inner(*args)
+        interior_point, "interior_point", lambda *args: calls.append(len(args[0].y)) or inner(*args)
     )
     whole = case.solve()
-    monkeypatch.setattr(_interior_point, "SAMPLED_ROWS", 1000)
+    monkeypatch.setattr(interior_point, "SAMPLED_ROWS", 1000)
     found = case.solve()
     assert len(calls) >= 3
     assert max(calls) == calls[0]
@@ -430,8 +430,8 @@ def test_rows_that_are_not_kept_give_the_same(monkeypatch, sampled_rows):
     weight = rng.integers(0, 3, 3000).astype(float)
     case = Case(X, y, EpsilonInsensitive(0.3), weight)
     kept = case.solve()
-    monkeypatch.setattr(_interior_point, "SAMPLED_ROWS", sampled_rows)
-    monkeypatch.setattr(_design, "KEPT_BYTES", 0)
+    monkeypatch.setattr(interior_point, "SAMPLED_ROWS", sampled_rows)
+    monkeypatch.setattr(coordinates, "KEPT_BYTES", 0)
     monkeypatch.setattr("torchlinreg._data.rows.BLOCK_BYTES", 10_000)
     monkeypatch.setattr("torchlinreg._data.rows.WIDE_BLOCK_ROWS", 1)
     np.testing.assert_allclose(case.solve().coef, kept.coef, rtol=1e-9)

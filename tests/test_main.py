@@ -171,24 +171,28 @@ def test_saved_model_predicts_what_it_predicted(capsys, trees):
     np.testing.assert_allclose(found.prediction, expected, rtol=1e-11)
 
 
-def test_as_a_program(tmp_path):
-    # The working directory is not the repository's, as for a user who installed the package.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for arguments, status, words in [
+@pytest.mark.exhaustive  # .ci/run runs the program each time
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
         (["fit", "hubble"], 0, "76.126956857289"),
         (["fit", "hubbel"], 2, "hubbel: no such file"),
-    ]:
-        done = subprocess.run(
-            [sys.executable, "-m", "torchlinreg", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == status
-        assert words in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
+    ],
+)
+def test_as_a_program(tmp_path, arguments, status, words):
+    # The working directory is not the repository's, as for a user who installed the package.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "torchlinreg", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 ON_TREES = ["fit", "trees.csv", "--target", "volume"]

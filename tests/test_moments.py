@@ -8,7 +8,7 @@ from math import frexp
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import sparse
@@ -126,7 +126,6 @@ def assert_same(kind, one, other, scale_of):
 
 @pytest.mark.parametrize("kind", KINDS)
 class TestLaws:
-    @settings(max_examples=40)
     @given(rows=weighted_rows(), data=st.data())
     def test_agree_with_fractions(self, kind, rows, data):
         X, y, weight = rows
@@ -138,7 +137,6 @@ class TestLaws:
         assert relative_error(as_fractions(found), expected) <= tolerance(kind)
         assert found.n_samples == len(X)
 
-    @settings(max_examples=40)
     @given(rows=weighted_rows(min_rows=3), data=st.data())
     def test_any_split_merges_to_the_whole(self, kind, rows, data):
         X, y, weight = rows
@@ -158,7 +156,6 @@ class TestLaws:
         assert_same(kind, forwards, whole, whole)
         assert_same(kind, backwards, whole, whole)
 
-    @settings(max_examples=40)
     @given(rows=weighted_rows(), data=st.data())
     def test_order_of_rows_does_not_matter(self, kind, rows, data):
         X, y, weight = rows
@@ -168,7 +165,6 @@ class TestLaws:
         whole = moments_of(kind, X, y, weight, frame)
         assert_same(kind, moments_of(kind, *shuffled, frame), whole, whole)
 
-    @settings(max_examples=40)
     @given(rows=weighted_rows(), data=st.data())
     def test_weight_is_repetition(self, kind, rows, data):
         X, y, _ = rows
@@ -180,7 +176,6 @@ class TestLaws:
         found, expected = as_fractions(weighted), as_fractions(repeated)
         assert relative_error(found, expected) <= tolerance(kind)
 
-    @settings(max_examples=40)
     @given(rows=weighted_rows(), factor=st.sampled_from([1e-200, 1e-9, 0.1, 3.0, 1e12, 1e200]))
     def test_weights_scale_the_moments(self, kind, rows, factor):
         X, y, weight = rows
@@ -191,7 +186,6 @@ class TestLaws:
         assert relative_error(found, expected) <= tolerance(kind)
 
 
-@settings(max_examples=40)
 @given(rows=weighted_rows(), data=st.data())
 def test_moments_of_different_frames_merge(rows, data):
     """The shift of the first counts; the loss is that of the distance of the two shifts."""
@@ -251,7 +245,7 @@ def test_exact_moments_of_many_rows(n_rows, weighted):
     assert relative_error(as_fractions(found), exact_moments(X, y, weight, frame)) <= 1e-28
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_exact_moments_of_the_longest_slices(weighted):
     """All rows alike, with slices as large as they can be: their products use up every bit there is."""
     rng = np.random.default_rng(1)
@@ -323,7 +317,6 @@ def test_without_intercept_nothing_is_shifted():
     assert not frame.shift.any()
 
 
-@settings(max_examples=40)
 @given(rows=weighted_rows())
 def test_sparse_rows_have_the_moments_of_dense_ones(rows):
     X, y, weight = rows
@@ -378,6 +371,7 @@ def test_standardised_columns(fit_intercept):
     np.testing.assert_allclose(found.cross, products[:4, 4:] * found.target_spread, atol=1e-12)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("n_rows", LENGTHS)
 @pytest.mark.parametrize("n_features", WIDTHS)
@@ -398,6 +392,7 @@ def test_whole_numbers_have_exact_moments(n_features, n_rows, small, monkeypatch
         assert moments.n_samples == n_rows
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("n_threads", [1, 2, 16])
 @pytest.mark.parametrize("n_columns", [3, 70, 300])

@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import HuberRegressor
 
 from torchlinreg import TorchLinearRegressor, losses
+from torchlinreg._solvers.newton import newton
 
 KINDS = [
     "normal",
@@ -107,7 +108,8 @@ def violation(reg, X, y, weight, coef, intercept, scale):
 @pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
-@settings(max_examples=12, deadline=None)
+# A sixth of the usual number: there are 30 of these tests.
+@settings(max_examples=settings.default.max_examples // 6)
 @given(
     kind=st.sampled_from(KINDS), seed=st.integers(0, 999), fit_intercept=st.booleans(), weighted=st.booleans()
 )
@@ -266,12 +268,21 @@ def test_badly_conditioned_columns():
     np.testing.assert_allclose(reg.predict(X), easy.predict(centred), rtol=1e-6, atol=1e-5)
 
 
+def assert_ends_by_itself(reg, X, y):
+    """At the optimum, not by max_iter, which is several times what is needed."""
+    reg.set_params(max_iter=100).fit(X, y)
+    assert reg.status_.name == "OPTIMAL"
+    # The status alone does not tell: it is OPTIMAL wherever the last iterate is near enough.
+    assert reg.n_iter_ < reg.max_iter
+
+
 @pytest.mark.parametrize("loss", ["huber", "log_cosh", losses.Huber(scale=1.0)], ids=repr)
-def test_an_optimum_of_zero_is_found_at_once(loss):
+def test_an_optimum_of_zero_is_found(loss):
+    """All iterations are taken where steps are judged by rounding."""
     half = np.sqrt(np.arange(1.0, 40.0))
     t = np.concatenate([-half, half])
-    reg = TorchLinearRegressor(loss=loss).fit(np.abs(t)[:, None], t**3)
-    assert reg.n_iter_ <= 15  # 200 where steps are judged by rounding
+    reg = TorchLinearRegressor(loss=loss)
+    assert_ends_by_itself(reg, np.abs(t)[:, None], t**3)
     np.testing.assert_allclose([reg.coef_[0], reg.intercept_], 0, atol=1e-10)
 
 
@@ -282,8 +293,8 @@ def test_an_optimum_within_a_flat_region_is_found_in_any_units(unit, offset):
     half = np.sqrt(np.arange(1.0, 40.0))
     t = np.concatenate([-half, half])
     X, y = unit * np.abs(t)[:, None] - offset, t**3
-    reg = TorchLinearRegressor(loss=losses.Huber(scale=1.0)).fit(X, y)
-    assert reg.n_iter_ <= 20
+    reg = TorchLinearRegressor(loss=losses.Huber(scale=1.0))
+    assert_ends_by_itself(reg, X, y)
     np.testing.assert_allclose(reg.predict(X), 0, atol=1e-10 * np.median(np.abs(y)))
 
 
@@ -307,15 +318,15 @@ def test_max_iter_is_kept_and_told():
 
 @pytest.mark.parametrize("penalty", [{}, {"alpha": 0.05, "l1_ratio": 1.0}, {"positive": True}], ids=repr)
 @pytest.mark.parametrize("loss", [losses.Huber(), losses.SquaredEpsilonInsensitive(0.1), losses.LogCosh()])
-def test_a_constant_column_changes_nothing(loss, penalty):
+def test_a_constant_column_changes_nothing(loss, penalty, monkeypatch):
     """It does not make for several optima, among which a small ridge would decide."""
+    monkeypatch.setattr(newton, "PULL_STAGES", None)  # an error where one is asked for
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((30, 1)), 1 + rng.standard_normal(30)
     expected = TorchLinearRegressor(loss=loss, **penalty).fit(x, y)
     found = TorchLinearRegressor(loss=loss, **penalty).fit(np.column_stack([x, np.ones(30)]), y)
     np.testing.assert_allclose(found.coef_, [*expected.coef_, 0.0], rtol=1e-9, atol=1e-12)
     assert found.intercept_ == pytest.approx(expected.intercept_, rel=1e-9)
-    assert found.n_iter_ <= expected.n_iter_ + 2
 
 
 @pytest.mark.parametrize("copies", [1, 2])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
@@ -63,7 +63,6 @@ def assert_same_model(found, expected, rtol=1e-11):
 cut_places = st.sets(st.integers(1, N_SAMPLES - 1), max_size=8).map(sorted)
 
 
-@settings(max_examples=25)
 @given(
     cuts=cut_places,
     weighted=st.booleans(),
@@ -79,7 +78,6 @@ def test_any_split_is_one_fit(cuts, weighted, n_targets, alpha, fit_intercept):
     assert_same_model(fit_parts_quietly(reg, X, y, weight, cuts), expected)
 
 
-@settings(max_examples=15)
 @given(cuts=cut_places, seed=st.integers(0, 99))
 def test_order_of_the_parts_does_not_matter(cuts, seed):
     X, y, _ = problem()

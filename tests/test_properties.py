@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
@@ -51,10 +51,6 @@ def wide():
     )
 
 
-def small_settings(test):
-    return settings(max_examples=25)(test)
-
-
 regressors = st.builds(TorchLinearRegressor, fit_intercept=st.booleans(), solver=st.sampled_from(NAMES))
 
 
@@ -64,7 +60,6 @@ def close(found, expected, size=None):
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12 * size)
 
 
-@small_settings
 @given(data=tall(), reg=regressors, seed=st.integers(0, 999))
 def test_a_factor_of_a_feature_divides_its_coefficient(data, reg, seed):
     factors = 10.0 ** np.random.default_rng(seed).uniform(-9, 9, data.X.shape[1])
@@ -73,7 +68,6 @@ def test_a_factor_of_a_feature_divides_its_coefficient(data, reg, seed):
     close(after.intercept_, before.intercept_, size=10)
 
 
-@small_settings
 @given(data=tall(), reg=regressors, constant=st.sampled_from([-1e6, 0.5, 1e3]))
 def test_a_shift_of_y_shifts_the_intercept_only(data, reg, constant):
     reg.set_params(fit_intercept=True)
@@ -82,7 +76,6 @@ def test_a_shift_of_y_shifts_the_intercept_only(data, reg, constant):
     np.testing.assert_allclose(after.intercept_, before.intercept_ + constant, rtol=1e-9, atol=1e-9)
 
 
-@small_settings
 @given(data=tall(), reg=regressors, shift=st.sampled_from([-1000, 7, 2**20]))
 def test_a_shift_of_a_feature_moves_the_intercept_only(data, reg, shift):
     reg.set_params(fit_intercept=True)
@@ -95,7 +88,6 @@ def test_a_shift_of_a_feature_moves_the_intercept_only(data, reg, shift):
     close(after.intercept_, expected, size=1 + abs(shift * before.coef_[0]))
 
 
-@small_settings
 @given(data=tall(), reg=regressors, factor=st.sampled_from([-1.0, 1e-80, 3.0, 1e80]))
 def test_a_factor_of_y_is_one_of_the_model(data, reg, factor):
     before, after = data.fit(reg), data.fit(reg, y=data.y * factor)
@@ -103,7 +95,6 @@ def test_a_factor_of_y_is_one_of_the_model(data, reg, factor):
     close(after.intercept_, before.intercept_ * factor, size=10 * abs(factor))
 
 
-@small_settings
 @given(data=tall(), reg=regressors, column=st.integers(0, 7), copies=st.integers(1, 3))
 def test_copies_of_a_column_share_its_coefficient(data, reg, column, copies):
     column %= data.X.shape[1]
@@ -117,7 +108,6 @@ def test_copies_of_a_column_share_its_coefficient(data, reg, column, copies):
     assert after.status_.kind is Status.MINIMUM_NORM
 
 
-@small_settings
 @given(data=tall(), reg=regressors, value=st.sampled_from([0.0, 0.1, -1e9, 1e-9]))
 def test_a_constant_column_is_ignored_next_to_an_intercept(data, reg, value):
     reg.set_params(fit_intercept=True)
@@ -128,7 +118,6 @@ def test_a_constant_column_is_ignored_next_to_an_intercept(data, reg, value):
     close(after.intercept_, before.intercept_, size=10)
 
 
-@small_settings
 @given(data=tall(n_targets=st.integers(2, 4)), reg=regressors)
 def test_targets_do_not_meet(data, reg):
     together = data.fit(reg)
@@ -138,7 +127,6 @@ def test_targets_do_not_meet(data, reg):
         close(np.atleast_1d(together.intercept_)[target * reg.fit_intercept], alone.intercept_, size=10)
 
 
-@small_settings
 @given(data=tall(), reg=regressors, seed=st.integers(0, 999))
 def test_order_of_rows_and_columns_does_not_matter(data, reg, seed):
     rng = np.random.default_rng(seed)
@@ -173,7 +161,6 @@ def exact_gradient(data, reg):
     return np.array([float(abs(g) / s) for g, s in zip(gradient, size, strict=True)])[first:]
 
 
-@small_settings
 @given(data=tall(), reg=regressors, alpha=st.sampled_from([0.0, 1e-3, 1.0, 1e6]))
 def test_the_gradient_is_that_of_rounded_coefficients(data, reg, alpha):
     """Normal equations in exact arithmetic: what is left comes from the coefficients' last bit."""
@@ -181,7 +168,6 @@ def test_the_gradient_is_that_of_rounded_coefficients(data, reg, alpha):
     assert exact_gradient(data, fitted).max() <= 2.0**-51
 
 
-@small_settings
 @given(data=wide(), alpha=st.sampled_from([1e-6, 1.0]), fit_intercept=st.booleans())
 def test_the_gradient_of_a_wide_ridge(data, alpha, fit_intercept):
     fitted = data.fit(TorchLinearRegressor(alpha=alpha, fit_intercept=fit_intercept))
@@ -196,7 +182,6 @@ def test_the_gradient_of_ill_conditioned_columns(condition):
     assert exact_gradient(data, fitted).max() <= 2.0**-51
 
 
-@small_settings
 @given(
     data=st.one_of(tall(), wide()),
     reg=regressors,
@@ -224,7 +209,6 @@ def test_ridge_shrinks_and_vanishes():
     assert strong.intercept_ == pytest.approx(data.y.mean(), rel=1e-12)
 
 
-@small_settings
 @given(data=wide(), reg=regressors)
 def test_wide_data_are_interpolated_with_least_norm(data, reg):
     fitted = data.fit(reg)
@@ -243,6 +227,7 @@ def test_wide_data_are_interpolated_with_least_norm(data, reg):
     assert fitted.status_.kind is Status.MINIMUM_NORM
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("shape", [(6, 20), (40, 20), (200, 20)])
 @pytest.mark.parametrize("rank", [1, 3, 5])
@@ -291,6 +276,8 @@ FAMILIES = {
 }
 # Of wide data in extreme units, the least norm asks for the squares of all units in one sum.
 MAY_WARN = {"powers", "collinear", "extreme units"}
+# Six have each combination of weights and intercept.
+SEEDS = [range(6), pytest.param(range(6, 25), marks=pytest.mark.exhaustive)]
 
 
 def random_problem(seed, family, shape, *, ridge=False):
@@ -319,9 +306,10 @@ def fit_and_digits(truth, solver="auto"):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", ["tall", "wide", "any"])
 @pytest.mark.parametrize("ridge", [False, True])
-def test_random_problems_against_exact_solutions(ridge, shape, family):
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
+def test_random_problems_against_exact_solutions(seeds, ridge, shape, family):
     """12 digits in all coefficients and intercepts, or a warning where columns are nearly dependent."""
-    for seed in range(25):
+    for seed in seeds:
         truth = random_problem(seed, family, shape, ridge=ridge)
         reg, digits, caught = fit_and_digits(truth)
         # Of equal columns of 1e9, a ridge of 1e-12 is below what 100 bits of their squares hold.
@@ -350,9 +338,10 @@ def test_an_intercept_far_below_y_has_its_digits(seed):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("solver", LEAST_SQUARES)
 @pytest.mark.parametrize("ridge", [False, True])
-def test_every_solver_is_right_or_warns(ridge, solver, family):
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
+def test_every_solver_is_right_or_warns(seeds, ridge, solver, family):
     """Also on data that it was not made for."""
-    for seed in range(20):
+    for seed in seeds:
         reg, digits, caught = fit_and_digits(random_problem(seed, family, "any", ridge=ridge), solver)
         if not caught:
             assert digits >= 12, (seed, digits, reg.solver_)
@@ -360,6 +349,7 @@ def test_every_solver_is_right_or_warns(ridge, solver, family):
             assert [warning.category for warning in caught] == [ConvergenceWarning], seed
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e9])
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("solver", NAMES)
@@ -373,6 +363,7 @@ def test_rank_where_y_is_constant(solver, seed, value):
     assert reg.status_.kind is Status.MINIMUM_NORM
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("condition", [1, 10, 1e4])
@@ -432,6 +423,7 @@ def test_a_long_lead_of_rows_without_weight(solver, as_X):
     np.testing.assert_allclose(reg.intercept_, expected.intercept_, rtol=1e-10)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("n_rows", [3, 300, 5000])
 @pytest.mark.parametrize("solver", ["auto", "exact"])
 @pytest.mark.parametrize("first", [0.0, 1.0, 1e-150, 1e150])
@@ -464,6 +456,7 @@ def test_extreme_magnitudes(magnitude, solver, shape):
         np.testing.assert_allclose(reg.intercept_ / of_y, expected.intercept_, rtol=1e-10)
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("factor", [1e-310, 1e-200, 1e-30, 1e30, 1e200, 1e307])
 @pytest.mark.parametrize("solver", NAMES)
 @pytest.mark.parametrize("shape", [(30, 3), (4, 9)])

@@ -8,7 +8,7 @@ from threadpoolctl import ThreadpoolController
 
 from torchlinreg import TorchLinearRegressor
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg._solvers.newton import newton as _newton
+from torchlinreg._solvers.newton import newton
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def test_solvers_run_under_it(threads, monkeypatch):
         seen.append(threads())
         return design_of(problem)
 
-    design_of = _newton.design_of
-    monkeypatch.setattr(_newton, "design_of", looked_at)
+    design_of = newton.design_of
+    monkeypatch.setattr(newton, "design_of", looked_at)
     X = np.random.default_rng(0).normal(size=(50, 2))
     TorchLinearRegressor(loss="huber").fit(X, X[:, 0])
     assert seen == [{1}]

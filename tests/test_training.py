@@ -122,7 +122,7 @@ OWN = {
 class TestTrajectory:
     """With a number as learning_rate, training is the plain loop on the raw data, to rounding."""
 
-    @pytest.mark.parametrize("alpha", [0.0, 0.1])
+    @pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.1])
     @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"muon"}))
     def test_every_name(self, name, alpha):
         X, y, _ = problem()
@@ -170,6 +170,7 @@ class TestTrajectory:
         assert_follows(TorchLinearRegressor(solver=make), plain_loop(make, X, y, 70), X, y)
         assert set(shapes) == {((n_targets or 1, 3), (n_targets or 1,))}
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("fit_intercept", [True, False])
     @pytest.mark.parametrize("n_targets", [None, 1, 3])
     @pytest.mark.parametrize("weighted", [True, False])
@@ -401,17 +402,20 @@ def figure_due(name):
 
 
 class TestWithoutTuning:
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("name", PROBLEMS)
     def test_sgd_on_every_problem(self, name):
         found, reg = trained_distance(name, "sgd")
         assert found < figure_due(name)
         assert reg.n_iter_ == len(reg.loss_curve_)
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
     @pytest.mark.parametrize("name", SOME)
     def test_adam_and_lbfgs(self, name, solver):
         assert trained_distance(name, solver)[0] < figure_due(name)
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("solver", PROMISED)
     @pytest.mark.parametrize("name", SOME)
     def test_mini_batches_of_64(self, name, solver):
@@ -464,7 +468,7 @@ class TestWithoutTuning:
         assert reg.intercept_ == (pytest.approx(y.mean()) if fit_intercept else 0)
         assert reg.n_iter_ >= 1
 
-    @pytest.mark.parametrize("batch_size", [None, 8])
+    @pytest.mark.parametrize("batch_size", [None, pytest.param(8, marks=pytest.mark.exhaustive)])
     @pytest.mark.parametrize("solver", PROMISED)
     def test_huge_and_tiny_weights(self, solver, batch_size):
         X, y, weight = problem()
@@ -516,7 +520,7 @@ class TestStopping:
     def test_a_larger_tol_ends_earlier(self):
         X, y, _ = problem()
         counts = [TorchLinearRegressor(solver="sgd", tol=tol).fit(X, y).n_iter_ for tol in (1e-4, 1e-12)]
-        assert counts[0] < counts[1] < 100
+        assert counts[0] < counts[1]
         reg = TorchLinearRegressor(solver="sgd", tol=1e-4).fit(X, y)
         assert reg.status_.kind is Status.OPTIMAL
         assert reg.status_.distance < 1e-3
@@ -761,6 +765,7 @@ class TestDivergence:
             reg.partial_fit(X * 1e9, y)
         np.testing.assert_array_equal(reg.predict(X), before)
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("batch_size", [None, 8])
     @pytest.mark.parametrize("momentum", [0.99, 0.999, 0.99999])
     def test_auto_with_huge_momentum(self, momentum, batch_size):
@@ -985,6 +990,7 @@ class TestGoingOn:
         again = fit_quietly(clone(reg), X, y)
         np.testing.assert_array_equal(again.coef_, reg.coef_)
 
+    @pytest.mark.exhaustive
     def test_grid_search_in_two_processes(self):
         X, y, _ = problem()
         grid = {"solver": ["sgd", Adam], "learning_rate": ["auto", 1e-3], "batch_size": [None, 16]}

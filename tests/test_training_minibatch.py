@@ -21,7 +21,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from benchmarks.problems import all_problems
 from torchlinreg import TorchLinearRegressor
-from torchlinreg._training import epochs as _passes
+from torchlinreg._training import epochs
 
 BATCH = 16  # of 50 rows: the last batch has 2
 MAKE = {
@@ -47,13 +47,13 @@ def regressor(name, **options):
 def runs(monkeypatch):
     """Whether Gram matrices of batches were made, in each training on mini-batches."""
     seen = set()
-    original = _passes.MiniBatches.__init__
+    original = epochs.MiniBatches.__init__
 
     def spy(self, *args, **kwargs):
         original(self, *args, **kwargs)
         seen.add(self._by_gram)
 
-    monkeypatch.setattr(_passes.MiniBatches, "__init__", spy)
+    monkeypatch.setattr(epochs.MiniBatches, "__init__", spy)
     return seen
 
 
@@ -62,6 +62,7 @@ WAYS = {3: True, 20: False}
 
 
 class TestTrajectory:
+    @pytest.mark.every(7)
     @pytest.mark.parametrize("alpha", [0.0, 0.1])
     @pytest.mark.parametrize("n_targets", [None, 2])
     @pytest.mark.parametrize("fit_intercept", [True, False])
@@ -90,7 +91,7 @@ class TestTrajectory:
     @pytest.mark.parametrize("name", MAKE)
     def test_several_chunks_an_epoch(self, name, n_features, monkeypatch):
         """Batches are gathered some at a time; here two, and one with the rest."""
-        monkeypatch.setattr(_passes, "CHUNK_BYTES", 2 * 8 * (n_features + 2) * BATCH)
+        monkeypatch.setattr(epochs, "CHUNK_BYTES", 2 * 8 * (n_features + 2) * BATCH)
         X, y, weight = problem(n_features, n_samples=90)
         expected = plain_loop(MAKE[name], X, y, 8, weight=weight, batch_size=BATCH, seed=seed_of_shuffles(3))
         assert_follows(regressor(name, random_state=3), expected, X, y, sample_weight=weight)
@@ -302,7 +303,7 @@ DATA = {
 
 
 class TestWithoutTuning:
-    @pytest.mark.parametrize("alpha", [0.0, 0.05])
+    @pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.05])
     @pytest.mark.parametrize("name", DATA)
     @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
     def test_batches_of_64(self, solver, name, alpha):
