@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plain_loop import fit_quietly, plain_loop, seed_of_shuffles
+from reference.plain_loop import fit_quietly, plain_loop, seed_of_shuffles
+from reference.problems import three_features
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
@@ -31,11 +32,8 @@ from torchlinreg.callbacks import Checkpoint, CoefficientHistory
 sklearn_callback = pytest.importorskip("sklearn.callback", reason="callbacks need scikit-learn 1.9")
 
 
-def problem(n_samples=50, n_targets=None, seed=0):
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((n_samples, 3)) * [1, 3, 0.3] + [1, 0, 1]
-    coef = np.array([1.0, -2.0, 3.0]) if n_targets is None else rng.standard_normal((3, n_targets))
-    return X, 1 + X @ coef + 0.5 * rng.standard_normal((n_samples, *coef.shape[1:]))
+def problem(n_samples=50, n_targets=None):
+    return three_features(n_samples, n_targets, std=[1, 3, 0.3], mean=[1, 0, 1])[:2]
 
 
 class Recorder:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import resolve_name
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "torchlinreg"
 
 # Each module imports only from those before it. A new file takes its place here.
 ORDER = [
+    "torchlinreg.datasets._loaders",
+    "torchlinreg.datasets",
     "torchlinreg._checks",
     "torchlinreg._linalg.double_double",
     "torchlinreg._linalg.threads",
@@ -71,11 +74,30 @@ ORDER = [
     "torchlinreg._estimator_cv",
     "torchlinreg.callbacks",
     "torchlinreg",
-    "torchlinreg.datasets._loaders",
-    "torchlinreg.datasets",
     "torchlinreg._cli.main",
     "torchlinreg._cli",
     "torchlinreg.__main__",
+]
+
+# The packages, and the modules beside them, as imports run: each from those before it only.
+PACKAGES = [
+    "datasets",
+    "_checks",
+    "_linalg",
+    "_data",
+    "_moments",
+    "losses",
+    "_objective",
+    "_solvers",
+    "_parameters",
+    "_training",
+    "_selection",
+    "_estimator",
+    "_estimator_cv",
+    "callbacks",
+    "",
+    "_cli",
+    "__main__",
 ]
 
 HEAVY = ["dask", "matplotlib", "pandas", "polars", "pyarrow", "statsmodels"]
@@ -114,6 +136,11 @@ def test_every_module_has_its_place_in_the_order():
 def test_imports_run_down_the_order(name):
     upward = [other for other in imported_modules(name) if ORDER.index(other) >= ORDER.index(name)]
     assert not upward, f"{name} imports {upward}, which come after it in ORDER"
+
+
+def test_modules_of_a_package_stand_together_in_the_order_of_packages():
+    packages = [name.removeprefix("torchlinreg").removeprefix(".").partition(".")[0] for name in ORDER]
+    assert [package for package, _ in groupby(packages)] == PACKAGES
 
 
 def test_no_module_is_a_drawer_for_everything():

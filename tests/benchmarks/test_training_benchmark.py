@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_clock import TICK_S, Clock, put_on_fake_clock
+from reference.fake_clock import TICK_S, Clock, put_on_fake_clock
 
 from benchmarks import readme_tables, speed, training
 from benchmarks.speed import Ratio, Timing

@@ -8,7 +8,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from plain_loop import assert_follows, distance, fit_quietly, model_of, seed_of_shuffles
+from reference.plain_loop import assert_follows, distance, fit_quietly, model_of, seed_of_shuffles
+from reference.problems import three_features
+from reference.proximal_loop import ProximalLoop
 from scipy import sparse
 from sklearn import config_context
 from sklearn.base import clone
@@ -54,54 +56,7 @@ PENALTIES = {
 PENALTIES["bounds"]["bounds"] = ([-0.5, -np.inf, -1.0], [0.5, 1.0, 0.5])
 
 
-def problem(n_samples=50, n_targets=None, seed=0):
-    rng = np.random.default_rng(seed)
-    X = rng.standard_normal((n_samples, 3)) * [1, 3, 0.3] + [1, 0, 1]
-    coef = np.array([1.0, -2.0, 3.0]) if n_targets is None else rng.standard_normal((3, n_targets))
-    noise = rng.standard_t(2, (n_samples, *coef.shape[1:]))
-    return X, 1 + X @ coef + 0.5 * noise, rng.integers(0, 4, n_samples) / 2.0
-
-
-class Hand:
-    """The loop of a tutorial, with autograd, and a proximal step of the l1 penalty and bounds."""
-
-    def __init__(self, make, loss, X, y, n_epochs, *, weight=None, batch_size=None, seed=None, **penalty):
-        X, y = torch.from_numpy(X), torch.from_numpy(y.reshape(len(X), -1))
-        function = as_loss(loss).value if not callable(loss) else loss
-        weight = torch.ones(len(X)).double() if weight is None else torch.from_numpy(weight)
-        rows = torch.nonzero(weight > 0)[:, 0]
-        weight = weight / weight[rows].mean()
-        strength = penalty.get("alpha", 0.0) * torch.tensor(penalty.get("penalty_factor", [1.0] * 3)).double()
-        ratio = penalty.get("l1_ratio", 0.0)
-        lower, upper = penalty.get("bounds", (-np.inf, np.inf))
-        lower = np.maximum(lower, 0.0) if penalty.get("positive") else lower
-        linear = torch.nn.Linear(3, y.shape[1], dtype=torch.float64)
-        torch.nn.init.zeros_(linear.weight), torch.nn.init.zeros_(linear.bias)
-        optimizer = make(list(linear.parameters()))
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-
-        def smooth(part):
-            error = (weight[part, None] * function(linear(X[part]), y[part])).sum() / len(part)
-            return error + ((1 - ratio) * strength / 2 * linear.weight.square()).sum()
-
-        coefs, intercepts, curve = [], [], []
-        for _ in range(n_epochs):
-            order = rows if seed is None else rows[torch.randperm(len(rows), generator=generator)]
-            for part in order.split(batch_size or len(rows)):
-                optimizer.zero_grad()
-                smooth(part).backward()
-                optimizer.step()
-                with torch.no_grad():
-                    rate = optimizer.param_groups[0]["lr"]
-                    threshold = rate * ratio * strength
-                    w = linear.weight
-                    w.copy_(torch.sign(w) * (w.abs() - threshold).clamp(min=0))
-                    w.copy_(torch.from_numpy(np.clip(w.numpy(), lower, upper)))
-            coefs.append(linear.weight.detach().numpy().copy())
-            intercepts.append(linear.bias.detach().numpy().copy())
-            with torch.no_grad():
-                curve.append(float(smooth(rows) + (ratio * strength * linear.weight.abs()).sum()))
-        self.coef, self.intercept, self.loss = np.array(coefs), np.array(intercepts), np.array(curve)
+problem = functools.partial(three_features, std=[1, 3, 0.3], mean=[1, 0, 1], noise="heavy tails")
 
 
 class TestTrajectory:
@@ -114,7 +69,7 @@ class TestTrajectory:
     def test_full_batch(self, loss, name, penalty):
         X, y, weight = problem()
         make, rate = OPTIMIZERS[name]
-        expected = Hand(
+        expected = ProximalLoop(
             functools.partial(make, lr=rate), LOSSES[loss], X, y, 70, weight=weight, **PENALTIES[penalty]
         )
         assert expected.loss[-1] < 0.9 * expected.loss[0]
@@ -127,7 +82,7 @@ class TestTrajectory:
         X, y, weight = problem(n_targets=2)
         make, rate = OPTIMIZERS[name]
         seed = seed_of_shuffles(3)
-        expected = Hand(
+        expected = ProximalLoop(
             functools.partial(make, lr=rate),
             LOSSES[loss],
             X,
@@ -151,7 +106,7 @@ class TestTrajectory:
         X, y, _ = problem()
         loss = LOSSES.get(loss, loss)
         seed = seed_of_shuffles(0)
-        expected = Hand(
+        expected = ProximalLoop(
             functools.partial(SGD, lr=0.02),
             loss,
             X,
@@ -195,10 +150,10 @@ class TestTrajectory:
         reg = fit_quietly(
             TorchLinearRegressor(loss="huber", solver="sgd", learning_rate=0.02, max_iter=40, tol=0), X, y
         )
-        expected = Hand(functools.partial(SGD, lr=0.02), losses.Huber(scale=scale), X, y, 40)
+        expected = ProximalLoop(functools.partial(SGD, lr=0.02), losses.Huber(scale=scale), X, y, 40)
         assert reg.scale_ == scale
         # The loss of the joint estimate is that of the scale over it, but for a constant.
-        at_scale = Hand(functools.partial(SGD, lr=0.02 / scale), losses.Huber(scale=scale), X, y, 40)
+        at_scale = ProximalLoop(functools.partial(SGD, lr=0.02 / scale), losses.Huber(scale=scale), X, y, 40)
         np.testing.assert_allclose(reg.coef_, at_scale.coef[-1][0], rtol=1e-9)
         assert np.abs(reg.coef_ - expected.coef[-1][0]).max() > 1e-4
         np.testing.assert_allclose(reg.loss_curve_, at_scale.loss / scale + scale / 2, rtol=1e-10)
@@ -590,7 +545,7 @@ class TestPartialFit:
     def test_is_one_pass_of_the_loop(self, loss, penalty):
         X, y, _ = problem()
         make = functools.partial(SGD, lr=0.02)
-        expected = Hand(make, LOSSES[loss], X, y, 1, batch_size=10, **PENALTIES[penalty])
+        expected = ProximalLoop(make, LOSSES[loss], X, y, 1, batch_size=10, **PENALTIES[penalty])
         reg = TorchLinearRegressor(
             loss=LOSSES[loss],
             solver="sgd",

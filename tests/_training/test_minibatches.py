@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from plain_loop import (
+from reference.plain_loop import (
     assert_follows,
     distance,
     fit_quietly,

@@ -12,7 +12,7 @@ import pytest
 
 from torchlinreg._cli.main import DATASETS, main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 TREES = """\
 girth,height,volume,plot,copies

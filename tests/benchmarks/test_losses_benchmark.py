@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_clock import TICK_S, Clock, put_on_fake_clock
+from reference.fake_clock import TICK_S, Clock, put_on_fake_clock
 from sklearn.linear_model import HuberRegressor
 
 from benchmarks import losses, readme_tables, speed

@@ -16,7 +16,7 @@ from sklearn import config_context
 from torchlinreg import TorchLinearRegressor
 from torchlinreg._data.rows import RowBlocks, as_row_blocks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 N_SAMPLES, N_FEATURES = 150, 4
 
 INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_clock import TICK_S, put_on_fake_clock
+from reference.fake_clock import TICK_S, put_on_fake_clock
 
 from benchmarks import libraries, peak_memory, readme_tables, speed
 from benchmarks.environment import describe
