@@ -119,6 +119,8 @@ class UpperGram:
             return Product(torch.zeros((self._n_columns,) * 2, dtype=torch.float64, device=self._device), 0.0)
         if n_rows * self._n_columns < SMALL and self._device.type == "cpu":
             return self._small_product(n_rows, write, measured=measured)
+        if self._device.type != "cpu" and self._buffer is not None:
+            measured = False  # once: the host waits for the device to tell a number
         if self._buffer is None or self._buffer.is_too_small_for(n_rows):
             self._buffer = _Buffer(n_rows, self._n_columns, self._device)
             if self._has_ones:
@@ -291,7 +293,9 @@ def _stacks(n_rows: int, n_columns: int, device: torch.device) -> tuple[int, int
     """
     row_bytes = 8 * n_columns
     if device.type != "cpu":
-        return 1, -(-n_rows // -(-n_rows * row_bytes // CUDA_BYTES))
+        share = -(-n_rows // -(-n_rows * row_bytes // CUDA_BYTES))
+        n_stacks = -(-share // max(longest_sum(n_rows), n_columns))  # whose sums take no more than the rows
+        return n_stacks, -(-share // n_stacks)
     n_shares = torch.get_num_threads()
     most_bytes = n_shares * SHARE_BYTES
     longest = longest_sum(n_rows)

@@ -411,7 +411,7 @@ def test_rows_that_are_left_out_change_nothing(monkeypatch, kind, loss):
     calls = []
     inner = interior_point._interior_point
     monkeypatch.setattr(
-        interior_point, "interior_point", lambda *args: calls.append(len(args[0].y)) or inner(*args)
+        interior_point, "_interior_point", lambda *args: calls.append(len(args[0].y)) or inner(*args)
     )
     whole = case.solve()
     monkeypatch.setattr(interior_point, "SAMPLED_ROWS", 1000)
