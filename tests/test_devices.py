@@ -149,6 +149,7 @@ def test_inside_inference_mode():
 
 @pytest.mark.cuda
 class TestCuda:
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("alpha", [0.0, 0.1])
     @pytest.mark.parametrize("fit_intercept", [True, False])
     @pytest.mark.parametrize("weighted", [True, False])
@@ -246,6 +247,7 @@ class TestCuda:
             assert isinstance(reg.coef_, np.ndarray)
             assert all(tensor.device.type == "cpu" for tensor in tensors_within(reg))
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize("method", ["fit", "partial_fit"])
     def test_unpickles_where_there_is_none(self, method, tmp_path):
         X, y, _ = problem()
@@ -352,6 +354,7 @@ def test_losses_and_penalties_agree_with_the_cpu(loss, penalty):
     np.testing.assert_allclose(reg.fit(*there).coef_, expected.coef_, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.every(5)
 @pytest.mark.cuda
 @pytest.mark.parametrize("scoring", [None, "r2", "neg_mean_absolute_error"])
 @pytest.mark.parametrize("loss", ["squared_error", "huber"])

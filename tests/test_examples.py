@@ -242,6 +242,7 @@ def test_minibatch_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert_is_picture(output / "minibatch_from_scratch.png")
 
 
+@pytest.mark.exhaustive
 def test_hubble_outliers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, figures, printed, output = run("hubble_outliers", tmp_path, capsys)
     X, y = load_hubble(return_X_y=True)

@@ -232,6 +232,7 @@ def test_float64_moments_become_exact_ones():
     assert exact.unit_roundoff > 2.0**-60
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("n_rows", [1, 1023, 1024, 1025, 3000])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_exact_moments_of_many_rows(n_rows, weighted):
@@ -467,6 +468,7 @@ def test_rounding_errors_of_products_are_within_the_bound(kind, shape):
         assert roundoff < 1.3e-15  # or fits that need no refinement would be refined
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("n_columns", [2, 10, 30, 80])
 def test_rounding_errors_of_many_positive_products_stay_small(n_columns, n_threads, monkeypatch):

@@ -346,6 +346,7 @@ class TestRows:
         assert fitted.coef_.dtype == np.float32
         np.testing.assert_allclose(fitted.coef_, exact.coef_, rtol=1e-6)
 
+    @pytest.mark.every(5)
     @pytest.mark.cuda
     @pytest.mark.parametrize("batch_size", [None, 16])
     @pytest.mark.parametrize("rate", ["auto", 0.02])

@@ -84,6 +84,7 @@ def test_objective_sees_the_penalty_the_bounds_and_what_is_no_answer() -> None:
         assert value(Answer(Solution(np.array(coef), intercept))) == math.inf
 
 
+@pytest.mark.every(5)
 @pytest.mark.usefixtures("quick", "without_rivals")
 @pytest.mark.parametrize("name", CASES)
 def test_ours_ends_at_the_best_objective_of_every_case(name: str) -> None:

@@ -191,6 +191,7 @@ def test_no_objective_is_above_that_of_highs(case):
     assert_optimal(case, case.solve())
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 @pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.02])
 def test_more_rows(loss, alpha):

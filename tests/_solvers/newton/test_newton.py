@@ -105,6 +105,7 @@ def violation(reg, X, y, weight, coef, intercept, scale):
     return worst
 
 
+@pytest.mark.every(2)
 @pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
