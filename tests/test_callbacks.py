@@ -325,6 +325,7 @@ class TestCheckpoint:
         if history.epochs_:
             assert history.epochs_[0] > 1
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("name", TRAINING)
     def test_from_the_middle(self, name, tmp_path):
         X, y = problem()

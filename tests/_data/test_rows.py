@@ -499,6 +499,7 @@ class TestPasses:
         assert taken.passes(self.n_samples) == pytest.approx(reg.n_iter_, abs=0.05)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", ["Fortran order", "int16", "mixed frame", "tensor int32", "polars"])
 @pytest.mark.parametrize("working_memory", [1e-6, 0.01, 0.1])
 def test_blocks_keep_to_working_memory(kind, working_memory, taken):

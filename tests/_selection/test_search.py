@@ -106,6 +106,7 @@ SPLITTERS = {
 }
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
 @pytest.mark.parametrize("splitter", SPLITTERS)
 def test_splitters(data, no_fits, splitter, l1_ratio):

@@ -54,6 +54,7 @@ class TestDivergence:
         with pytest.raises(FloatingPointError):
             reg.set_params(learning_rate=1.2 * stable_rate(error)).fit(X, y)
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("batch_size", [None, 8, 20])
     @pytest.mark.parametrize("solver", [*PROMISED, "rmsprop", "adagrad", "rprop"])
     def test_finite_or_an_error(self, solver, batch_size):

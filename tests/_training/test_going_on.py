@@ -91,6 +91,7 @@ class TestGoingOn:
         with pytest.raises(ValueError, match="warm_start"):
             reg.fit(np.column_stack([X, X])[:, :features], y)
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("weighted", [True, False])
     @pytest.mark.parametrize("pickled", [True, False])
     @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "rmsprop", "adagrad", "lbfgs", "own class"])

@@ -96,6 +96,7 @@ class TestTrajectory:
         expected = plain_loop(MAKE[name], X, y, 8, weight=weight, batch_size=BATCH, seed=seed_of_shuffles(3))
         assert_follows(regressor(name, random_state=3), expected, X, y, sample_weight=weight)
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("name", MAKE)
     @pytest.mark.parametrize("batch_size", [1, 7, 49, 50, 51, 1000])
     def test_sizes_of_batches(self, batch_size, name):

@@ -33,6 +33,7 @@ SCHEDULERS = {
 
 
 class TestSchedulers:
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("name", ["sgd", "adam"])
     @pytest.mark.parametrize("kind", SCHEDULERS)
     def test_follow_the_plain_loop(self, kind, name):

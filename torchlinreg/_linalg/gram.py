@@ -146,7 +146,7 @@ class UpperGram:
         if self._has_ones:
             buffer.rows[n_written:, 0] = 1
         independent = roundoff_of_sums(n_rows, buffer.length, buffer.n_stacks, n_fills)
-        if measured and _has_outliers(buffer.squares()):
+        if measured and _has_outliers(buffer.squares()[: -(-n_rows // buffer.length)]):
             independent = _roundoff_of_one_stack(buffer.length, n_fills)
         return Product(buffer.total(), max(independent, drift))
 

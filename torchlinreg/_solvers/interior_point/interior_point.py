@@ -1,6 +1,6 @@
 """Interior point for piecewise linear losses with any penalty and bounds: linear and quadratic programs.
 
-With ``s = u - v`` and ``u, v >= 0`` for the hinges that `_hinges` makes of them, an optimum is where
+With ``s = u - v`` and ``u, v >= 0`` for the hinges that `program` makes of them, an optimum is where
 ``linear + ridge theta = sum_h d_h a_h``, ``u (cost - d) = 0`` and ``v d = 0``. Newton's method for that, with
 the zeros replaced by a falling number, needs one weighted Gram matrix of the rows per step: the Frisch-Newton
 method (Portnoy, Koenker 1997), with the predictor and corrector of Mehrotra (1992). At the end the hinges at
