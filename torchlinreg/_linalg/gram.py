@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from torchlinreg._linalg import double_double as dd
+
 EPS = 2.0**-53
 
 # Fewer numbers are multiplied at once; of fewer rows by NumPy, since torch's threads may take milliseconds to
@@ -39,8 +41,8 @@ RMS_ROUNDING = 0.42
 DRIFT_SAFETY = 2.0
 # The largest of 1000 independent errors can be this many times what is expected of a single one.
 CLEARLY_MORE = 1.5
-# Relative error of a sum by halves, four standard deviations: the last few additions make nearly all of it.
-HALVES_ROUNDOFF = 2.5 * EPS
+# Relative error of a sum that is accurate but for its own rounding, and that of each square.
+SQUARE_ROUNDOFF = 2 * EPS
 # Numbers whose squares are taken at once to measure the errors of a product.
 SQUARES_AT_ONCE = 2**16
 # Where the sums of all cores' shares were larger, the cores share one, of more rows.
@@ -146,7 +148,7 @@ class UpperGram:
         if self._has_ones:
             buffer.rows[n_written:, 0] = 1
         independent = roundoff_of_sums(n_rows, buffer.length, buffer.n_stacks, n_fills)
-        if measured and _has_outliers(buffer.squares()[: -(-n_rows // buffer.length)]):
+        if measured and _has_outliers(buffer.squares()[: -(-n_rows // buffer.length)].cpu().numpy()):
             independent = _roundoff_of_one_stack(buffer.length, n_fills)
         return Product(buffer.total(), max(independent, drift))
 
@@ -166,9 +168,9 @@ class UpperGram:
         upper = products[0] if n_stacks == 1 else products.sum(0)
         roundoff = roundoff_of_sums(n_rows, length, n_stacks)
         if measured:
-            accurate = _accurate_squares(torch.from_numpy(rows)).numpy()
+            accurate = _accurate_sum(torch.from_numpy(rows).square()).numpy()
             measure = measured_roundoff(upper.diagonal(), accurate, roundoff)
-            if n_stacks > 1 and _has_outliers(torch.from_numpy(products).diagonal(dim1=1, dim2=2)):
+            if n_stacks > 1 and _has_outliers(np.einsum("sii->si", products)):
                 roundoff = _roundoff_of_one_stack(length, 1)
             roundoff = max(roundoff, measure)
         return Product(torch.from_numpy(upper), roundoff)
@@ -234,13 +236,14 @@ def _products_of_stacks(stacks: np.ndarray) -> np.ndarray:
         return np.matmul(stacks.transpose(0, 2, 1), stacks)
 
 
-def _has_outliers(squares: torch.Tensor) -> bool:
+def _has_outliers(squares: np.ndarray) -> bool:
     """Whether less than half of the stacks hold most of a column's squares, as of a few large rows.
 
     `squares` has shape (n_stacks, n_columns).
     """
-    n_even = squares.sum(0).square() / squares.square().sum(0)  # NaN for columns of zeros
-    return bool((2 * n_even <= len(squares)).any())
+    with np.errstate(invalid="ignore", over="ignore"):
+        whole = squares.sum(0)
+        return bool((2 * whole**2 <= len(squares) * (squares**2).sum(0))[whole > 0].any())
 
 
 def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) -> float:
@@ -249,7 +252,7 @@ def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) 
     Then squares of the same few numbers were rounded alike, and so may have been products of two columns.
     """
     with np.errstate(invalid="ignore"):  # NaN and infinity show in the product
-        error = np.abs(found - accurate) + HALVES_ROUNDOFF * accurate
+        error = np.abs(found - accurate) + SQUARE_ROUNDOFF * accurate
     beyond = error > expected * accurate
     if not beyond.any():
         return 0.0
@@ -258,21 +261,23 @@ def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) 
 
 
 def _accurate_squares(rows: torch.Tensor) -> torch.Tensor:
-    """Sums of squares by halves: exact for numbers all alike, else with errors of a few roundings."""
-    at_once = max(1, SQUARES_AT_ONCE // rows.shape[1])
-    if len(rows) <= at_once:
-        return _sum_by_halves(rows.square())
-    return _sum_by_halves(torch.stack([_sum_by_halves(part.square()) for part in torch.split(rows, at_once)]))
+    """Sums of squares to about one rounding; shape: (n_columns,)."""
+    parts = torch.split(rows, max(1, SQUARES_AT_ONCE // rows.shape[1]))
+    return _accurate_sum(torch.stack([_accurate_sum(part.square()) for part in parts]))
 
 
-def _sum_by_halves(terms: torch.Tensor) -> torch.Tensor:
-    """The sum over the first axis, whose terms are overwritten."""
-    while len(terms) > 1:
-        half = len(terms) // 2
-        if len(terms) % 2:
-            terms[0] += terms[-1]
-        terms = terms[:half].add_(terms[half : 2 * half])
-    return terms[0]
+def _accurate_sum(terms: torch.Tensor) -> torch.Tensor:
+    """The sum over the first axis of positive terms, which are overwritten.
+
+    Terms are cut at a bit so high that the sum of their leading parts is exact in any order.
+    """
+    largest = terms.amax(0) * len(terms)
+    if largest.device.type == "cpu":  # with fewer calls
+        cut = torch.from_numpy(dd.slice_scale(largest.numpy()))
+    else:
+        cut = dd.slice_scale(largest)
+    high = (terms + cut).sub_(cut)
+    return high.sum(0) + terms.sub_(high).sum(0)
 
 
 def columns_at_once(n_rows: int, n_columns: int) -> int:

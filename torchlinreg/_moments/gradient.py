@@ -140,7 +140,7 @@ def _sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
     n_stacks = n_rows // length
     whole = n_stacks * length
     stacks, right = (part[:whole].view(n_stacks, length, part.shape[1]) for part in (X, residual))
-    parts = [torch.cat([right.sum(1, keepdim=True), torch.bmm(stacks.mT, right)], dim=1)]
+    parts = [torch.cat([right.sum(1, keepdim=True), torch.bmm(right.mT, stacks).mT], dim=1)]
     if whole < n_rows:
         rest = residual[whole:]
         parts.append(torch.cat([rest.sum(0, keepdim=True), X[whole:].mT @ rest])[None])
