@@ -502,6 +502,20 @@ def test_rounding_errors_of_sparse_moments_are_within_the_bound(kind):
         assert error <= moments.roundoff * np.linalg.norm(a) * np.linalg.norm(b)
 
 
+def test_duplicate_entries_of_sparse_rows_are_added_before_they_are_squared():
+    rng = np.random.default_rng(0)
+    whole = sparse.csr_array(rng.random((4000, 60)) * (rng.random((4000, 60)) < 0.01))
+    halves = sparse.csr_array(
+        (np.repeat(whole.data / 2, 2), np.repeat(whole.indices, 2), 2 * whole.indptr), shape=whole.shape
+    )
+    y = whole @ rng.random(60) + 1
+    once, twice = (Problem(as_row_blocks(X, y), ridge(0.0, 60)) for X in (whole, halves))
+    assert once.blocks.is_sparse
+    assert twice.blocks.is_sparse
+    assert twice.moments.roundoff < 1e-14
+    np.testing.assert_allclose(twice.standardised.spread, once.standardised.spread, rtol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["normal", "trending", "smooth"])
 @pytest.mark.parametrize("shape", [(1000, 5), (2 * 10**5, 10), (3000, 300)])
 def test_rounding_errors_of_gradients_are_within_the_bound(kind, shape):

@@ -143,7 +143,7 @@ class UpperGram:
                 found = buffer.squares().sum(0).cpu().numpy()
                 accurate = _accurate_squares(buffer.rows[:n_written]).cpu().numpy()
                 drift = measured_roundoff(found, accurate, expected)
-                if n_written < n_rows and drift <= CLEARLY_MORE * expected:
+                if n_written < n_rows and drift <= CLEARLY_MORE * expected + SQUARE_ROUNDOFF:
                     drift = 0.0  # further rows will average it out
         if self._has_ones:
             buffer.rows[n_written:, 0] = 1
@@ -252,12 +252,12 @@ def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) 
     Then squares of the same few numbers were rounded alike, and so may have been products of two columns.
     """
     with np.errstate(invalid="ignore"):  # NaN and infinity show in the product
-        error = np.abs(found - accurate) + SQUARE_ROUNDOFF * accurate
-    beyond = error > expected * accurate
+        error = np.abs(found - accurate)
+    beyond = error + SQUARE_ROUNDOFF * accurate > expected * accurate
     if not beyond.any():
         return 0.0
     largest = float((error[beyond] / accurate[beyond]).max())
-    return DRIFT_SAFETY * largest if largest > CLEARLY_MORE * expected else largest
+    return DRIFT_SAFETY * largest if largest > CLEARLY_MORE * expected else largest + SQUARE_ROUNDOFF
 
 
 def _accurate_squares(rows: torch.Tensor) -> torch.Tensor:

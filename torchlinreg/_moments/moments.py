@@ -185,7 +185,7 @@ class MomentsOf:
 
     def __call__(self, block: Block) -> Moments:
         if block.csr is not None:
-            with np.errstate(invalid="ignore"):  # infinity times a zero weight, found out by the NaN
+            with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity show in the moments
                 return self._of_csr(block)
         root = None if block.weight is None else block.weight.sqrt()[:, None]
         raw, roundoff = self._gram.with_roundoff(
@@ -253,6 +253,7 @@ class MomentsOf:
 def _roundoff_of_csr(X: sparse.csr_array, squares: np.ndarray) -> float:
     """Rounding error of products of columns, which scipy sums one stored entry after another."""
     columns = X.tocsc()
+    columns.sum_duplicates()  # as the product does
     n_stored = np.diff(columns.indptr)
     longest = max(1, int(n_stored.max(initial=0)))
     accurate = np.zeros(X.shape[1])

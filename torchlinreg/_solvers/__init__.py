@@ -104,7 +104,8 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     if penalty.is_ridge:
         n_features = problem.blocks.n_features
         return solve_accumulated(moments, n_features, penalty.l2, problem.fit_intercept, tol)
-    given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, EPS))
+    roundoff = max(EPS, moments.unit_roundoff)
+    given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
 
     def again(other: Problem) -> Solution:
         return solve_moments(other, tol)
