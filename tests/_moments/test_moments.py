@@ -468,6 +468,21 @@ def test_rounding_errors_of_products_are_within_the_bound(kind, shape):
         assert roundoff < 1.3e-15  # or fits that need no refinement would be refined
 
 
+@pytest.mark.parametrize("place", [0, 30_000])
+@pytest.mark.parametrize("shape", [(60_000, 30), (40_000, 300), (40_000, 600)])
+def test_one_large_row_leaves_larger_errors(shape, place):
+    """All rows of its stack, and all buffers after it, are added to nearly the whole sum."""
+    rows = np.random.default_rng(0).random(shape)
+    rows[place] = 1e4
+    found, roundoff = UpperGram(shape[1], torch.device("cpu")).with_roundoff(
+        shape[0], lambda part, out: out.copy_(torch.from_numpy(rows[part]))
+    )
+    for j in range(0, shape[1], shape[1] // 15):
+        exact = exact_product(rows[:, j], rows[:, j])
+        assert abs(float(found[j, j]) - exact) <= roundoff * exact
+    assert roundoff > 2e-15
+
+
 @pytest.mark.every(3)
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("n_columns", [2, 10, 30, 80])

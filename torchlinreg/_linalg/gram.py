@@ -39,6 +39,8 @@ RMS_ROUNDING = 0.42
 # Rounding errors that add up instead of cancelling are measured on some of the columns' squares; products of
 # different columns may have somewhat larger ones.
 DRIFT_SAFETY = 2.0
+# Sums of fewer than this share of all, of equal size, are those of a few large rows.
+EVEN = 0.5
 # The largest of 1000 independent errors can be this many times what is expected of a single one.
 CLEARLY_MORE = 1.5
 # Relative error of a sum that is accurate but for its own rounding, and that of each square.
@@ -83,9 +85,12 @@ def roundoff_of_sums(n_rows: int, length: int, n_stacks: int, n_fills: int = 1) 
     return EPS * math.sqrt(within + over_fills + min(n_stacks, CASCADE))
 
 
-def _roundoff_of_one_stack(length: int, n_fills: int) -> float:
-    """The same where a few rows are so large that all others are added to nearly the whole sum."""
-    return 4 * RMS_ROUNDING * EPS * math.sqrt(length + n_fills)
+def _roundoff_of_uneven_sums(length: int, n_even: float, n_fills: int) -> float:
+    """Rounding error where a few rows are so large that others are added to nearly the whole sum.
+
+    A relative error of standard deviation ``0.42 u`` for each row of the stack and each fill after them.
+    """
+    return 4 * RMS_ROUNDING * EPS * math.sqrt((length + n_fills) / n_even)
 
 
 class UpperGram:
@@ -130,6 +135,7 @@ class UpperGram:
         buffer = self._buffer
         buffer.begin()
         drift, n_fills = 0.0, 0
+        squares = [np.zeros((buffer.n_stacks, self._n_columns))]  # after each fill
         for start in range(0, n_rows, len(buffer.rows)):
             part = slice(start, min(start + len(buffer.rows), n_rows))
             n_written = part.stop - start
@@ -138,9 +144,11 @@ class UpperGram:
                 buffer.rows[n_written:] = 0
             buffer.add_products()
             n_fills += 1
+            if measured:
+                squares.append(buffer.squares().cpu().numpy())
             if measured and n_fills == 1:
                 expected = roundoff_of_sums(n_written, buffer.length, buffer.n_stacks)
-                found = buffer.squares().sum(0).cpu().numpy()
+                found = buffer.squares().sum(0).cpu().numpy()  # as in the total
                 accurate = _accurate_squares(buffer.rows[:n_written]).cpu().numpy()
                 drift = measured_roundoff(found, accurate, expected)
                 if n_written < n_rows and drift <= CLEARLY_MORE * expected + SQUARE_ROUNDOFF:
@@ -148,8 +156,10 @@ class UpperGram:
         if self._has_ones:
             buffer.rows[n_written:, 0] = 1
         independent = roundoff_of_sums(n_rows, buffer.length, buffer.n_stacks, n_fills)
-        if measured and _has_outliers(buffer.squares()[: -(-n_rows // buffer.length)].cpu().numpy()):
-            independent = _roundoff_of_one_stack(buffer.length, n_fills)
+        if measured:
+            n_even = _n_even(np.diff(squares, axis=0).reshape(-1, self._n_columns))
+            if n_even < EVEN * n_rows / buffer.length:
+                independent = max(independent, _roundoff_of_uneven_sums(buffer.length, n_even, n_fills))
         return Product(buffer.total(), max(independent, drift))
 
     def _small_product(
@@ -170,8 +180,9 @@ class UpperGram:
         if measured:
             accurate = _accurate_sum(torch.from_numpy(rows).square()).numpy()
             measure = measured_roundoff(upper.diagonal(), accurate, roundoff)
-            if n_stacks > 1 and _has_outliers(np.einsum("sii->si", products)):
-                roundoff = _roundoff_of_one_stack(length, 1)
+            n_even = _n_even(np.einsum("sii->si", products))
+            if n_even < EVEN * n_stacks:
+                roundoff = max(roundoff, _roundoff_of_uneven_sums(length, n_even, 1))
             roundoff = max(roundoff, measure)
         return Product(torch.from_numpy(upper), roundoff)
 
@@ -236,14 +247,15 @@ def _products_of_stacks(stacks: np.ndarray) -> np.ndarray:
         return np.matmul(stacks.transpose(0, 2, 1), stacks)
 
 
-def _has_outliers(squares: np.ndarray) -> bool:
-    """Whether less than half of the stacks hold most of a column's squares, as of a few large rows.
+def _n_even(squares: np.ndarray) -> float:
+    """How many sums of equal size a column's squares amount to, at least; shape: (n_sums, n_columns).
 
-    `squares` has shape (n_stacks, n_columns).
+    It is their number where rows are alike, and 1 where a single row outweighs all others.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         whole = squares.sum(0)
-        return bool((2 * whole**2 <= len(squares) * (squares**2).sum(0))[whole > 0].any())
+        shares = squares[:, whole > 0] / whole[whole > 0]
+        return float((1 / (shares**2).sum(0)).min(initial=len(squares)))
 
 
 def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) -> float:
