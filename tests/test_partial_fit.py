@@ -437,3 +437,15 @@ def test_losses_that_need_all_rows_have_no_partial_fit():
     assert not hasattr(reg, "partial_fit")
     with pytest.raises(AttributeError, match="partial_fit"):
         reg.partial_fit([[1.0]], [1.0])
+
+
+def test_a_constant_sparse_column_stays_constant_after_fit():
+    """Moments of a fit in float64 keep their rounding errors, of which a constant column may consist."""
+    rng = np.random.default_rng(0)
+    X = np.where(rng.random((20_000, 60)) < 0.01, rng.random((20_000, 60)), 0.0)
+    X[:, 0] = 0.7
+    y = X[:, 1] + rng.standard_normal(20_000)
+    rows = sparse.csr_array(X)
+    reg = TorchLinearRegressor(bounds=(-1e9, 1e9)).fit(rows, y)
+    assert reg.coef_[0] == 0
+    assert reg.partial_fit(rows[:100], y[:100]).coef_[0] == 0

@@ -531,6 +531,29 @@ def test_duplicate_entries_of_sparse_rows_are_added_before_they_are_squared():
     np.testing.assert_allclose(twice.standardised.spread, once.standardised.spread, rtol=1e-12)
 
 
+def test_extreme_sparse_columns_behind_the_first_rows_overflow_in_silence():
+    rng = np.random.default_rng(0)
+    dense = rng.random((4000, 60)) * (rng.random((4000, 60)) < 0.02)
+    dense[300:, 0] *= 1e200
+    moments = Problem(as_row_blocks(sparse.csr_array(dense), dense.sum(1)), ridge(0.0, 60)).moments
+    assert moments.is_sound
+    assert moments.frame.scale is not None
+
+
+@pytest.mark.parametrize("unit", [1e-90, 1e-60, 1.0, 1e60])
+def test_rounding_errors_of_gradients_scale_with_the_data(unit):
+    rng = np.random.default_rng(0)
+    X, y = np.cumsum(rng.standard_normal((5000, 3)), axis=0), np.cumsum(rng.standard_normal(5000))
+
+    def error(unit):
+        problem = Problem(as_row_blocks(X * unit, y * unit), ridge(0.0, 3))
+        frame = Frame(torch.zeros(5, dtype=torch.float64), None)
+        return problem.gradient(frame, np.arange(4), np.array([4]), np.zeros((4, 1)))[1]
+
+    factor = np.array([[unit], *[[unit**2]] * 3])
+    np.testing.assert_allclose(error(unit), error(1.0) * factor, rtol=0.5)
+
+
 @pytest.mark.parametrize("kind", ["normal", "trending", "smooth"])
 @pytest.mark.parametrize("shape", [(1000, 5), (2 * 10**5, 10), (3000, 300)])
 def test_rounding_errors_of_gradients_are_within_the_bound(kind, shape):

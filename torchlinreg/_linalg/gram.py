@@ -39,7 +39,7 @@ RMS_ROUNDING = 0.42
 # Rounding errors that add up instead of cancelling are measured on some of the columns' squares; products of
 # different columns may have somewhat larger ones.
 DRIFT_SAFETY = 2.0
-# Sums of fewer than this share of all, of equal size, are those of a few large rows.
+# Rows are uneven where a column's squares amount to fewer equal sums than this fraction of all sums.
 EVEN = 0.5
 # The largest of 1000 independent errors can be this many times what is expected of a single one.
 CLEARLY_MORE = 1.5
@@ -61,13 +61,13 @@ PARALLEL = 32768
 class Product(NamedTuple):
     """A Gram matrix and how far rounding may have moved it."""
 
-    upper: torch.Tensor  # of which the upper triangle counts; shape: (n_columns, n_columns)
+    upper: torch.Tensor  # valid above and on the diagonal; shape: (n_columns, n_columns)
     roundoff: float  # of an entry, relative to the norms of its two columns
 
 
 def longest_sum(n_rows: int) -> int:
     """How many rows to a stack, for `n_rows` in all."""
-    return min(n_rows, LONGEST_SUM, max(SHORTEST_SUM, SUM_PER_ROOT * math.isqrt(n_rows)))
+    return max(1, min(n_rows, LONGEST_SUM, max(SHORTEST_SUM, SUM_PER_ROOT * math.isqrt(n_rows))))
 
 
 def roundoff_of_sums(n_rows: int, length: int, n_stacks: int, n_fills: int = 1) -> float:
@@ -123,7 +123,7 @@ class UpperGram:
         self, n_rows: int, write: Callable[[slice, torch.Tensor], object], *, measured: bool
     ) -> Product:
         if n_rows * self._n_columns == 0:
-            return Product(torch.zeros((self._n_columns,) * 2, dtype=torch.float64, device=self._device), 0.0)
+            return Product(torch.zeros((self._n_columns,) * 2, dtype=torch.float64, device=self._device), EPS)
         if n_rows * self._n_columns < SMALL and self._device.type == "cpu":
             return self._small_product(n_rows, write, measured=measured)
         if self._device.type != "cpu" and self._buffer is not None:
@@ -259,9 +259,9 @@ def _n_even(squares: np.ndarray) -> float:
 
 
 def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) -> float:
-    """The largest relative error of squares, with a margin where it is more than what is expected of them.
+    """The largest relative error of squares, with a margin where it is clearly more than expected.
 
-    Then squares of the same few numbers were rounded alike, and so may have been products of two columns.
+    In that case squares of the same few numbers were rounded alike, and products of two columns, too.
     """
     with np.errstate(invalid="ignore"):  # NaN and infinity show in the product
         error = np.abs(found - accurate)
@@ -281,13 +281,14 @@ def _accurate_squares(rows: torch.Tensor) -> torch.Tensor:
 def _accurate_sum(terms: torch.Tensor) -> torch.Tensor:
     """The sum over the first axis of positive terms, which are overwritten.
 
-    Terms are cut at a bit so high that the sum of their leading parts is exact in any order.
+    Terms are cut at a bit so high that the sum of their leading parts is exact in any order: at the last bit
+    of a number as large as the sum.
     """
-    largest = terms.amax(0) * len(terms)
-    if largest.device.type == "cpu":  # with fewer calls
-        cut = torch.from_numpy(dd.slice_scale(largest.numpy()))
+    rough = terms.sum(0)
+    if rough.device.type == "cpu":  # with fewer calls
+        cut = torch.from_numpy(dd.slice_scale(rough.numpy()))
     else:
-        cut = dd.slice_scale(largest)
+        cut = dd.slice_scale(rough)
     high = (terms + cut).sub_(cut)
     return high.sum(0) + terms.sub_(high).sum(0)
 

@@ -7,6 +7,7 @@ bits, from slices of the rows whose float64 products are exact, which is what it
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -65,21 +66,21 @@ class Gradient(NamedTuple):
 
 
 class GradientSums(NamedTuple):
-    """Sums over rows, and squares of four standard deviations of their errors, in units of ``(2^-53)^2``.
+    """Sums over rows, and four standard deviations of their rounding errors in units of ``2^-53``.
 
     Adding to a sum rounds by up to half a unit in its last place, so that what matters is how large sums are
     on the way, while residuals of both signs may cancel in the end.
     """
 
     total: torch.Tensor  # shape: (1 + n_features, n_responses)
-    variance: torch.Tensor  # 16 of them; shape: (1 + n_features, n_responses)
+    deviation: torch.Tensor  # shape: (1 + n_features, n_responses)
 
     @staticmethod
     def merge(a: GradientSums, b: GradientSums) -> GradientSums:
         """Sums over the rows of both."""
         total = a.total + b.total
-        added = (4 * RMS_ROUNDING * total).square()
-        return GradientSums(total, a.variance + b.variance + added)
+        merged = torch.hypot(a.deviation, b.deviation)
+        return GradientSums(total, torch.hypot(merged, 4 * RMS_ROUNDING * total))
 
 
 class GradientOf:
@@ -120,22 +121,21 @@ class GradientOf:
 
     def finish(self, sums: GradientSums) -> tuple[np.ndarray, np.ndarray]:
         """The gradient with respect to the design's coefficients in the frame, and its rounding error."""
-        total, variance = sums
-        shift = self._shift[1 : len(total), None]
-        total[1:] -= shift * total[:1]
-        total *= self._scale[: len(total), None]
-        variance[1:] += shift.square() * variance[:1]
-        error = EPS * variance.sqrt() * self._scale[: len(total), None]
-        return total[self._design].cpu().numpy(), error[self._design].cpu().numpy()
+        total, deviation = sums
+        shift, scale = self._shift[1 : len(total), None], self._scale[: len(total), None]
+        gradient = scale * torch.cat([total[:1], total[1:] - shift * total[:1]])
+        moved = torch.hypot(deviation[1:], shift * deviation[:1])
+        error = EPS * scale * torch.cat([deviation[:1], moved])
+        return gradient[self._design].cpu().numpy(), error[self._design].cpu().numpy()
 
 
 def _sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
     """Sums of the residuals and of their products with X, in stacks as short as a Gram matrix's.
 
-    A stack of `length` products that sum to g in sequence, at worst at a steady rate, adds ``length g^2`` to
-    the variance (see `roundoff_of_sums`), and adding up the stacks less than that.
+    A stack of `length` products that sum to g in sequence, at worst at a steady rate, has a deviation of
+    ``sqrt(length) |g|`` (see `roundoff_of_sums`), and adding up the stacks less than that.
     """
-    n_rows, n_responses = residual.shape
+    n_rows = len(residual)
     length = longest_sum(n_rows)
     n_stacks = n_rows // length
     whole = n_stacks * length
@@ -144,12 +144,10 @@ def _sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
     if whole < n_rows:
         rest = residual[whole:]
         parts.append(torch.cat([rest.sum(0, keepdim=True), X[whole:].mT @ rest])[None])
-    total = torch.zeros((1 + X.shape[1], n_responses), dtype=torch.float64, device=X.device)
-    squares = torch.zeros_like(total)
-    for part in parts:
-        total += part.sum(0)
-        squares += part.square().sum(0)
-    return GradientSums(total, 2 * length * squares)
+    sums = torch.cat(parts)
+    largest = sums.abs().amax(0)
+    norm = largest * (sums / torch.where(largest > 0, largest, 1.0)).square().sum(0).sqrt()
+    return GradientSums(sums.sum(0), math.sqrt(2 * length) * norm)
 
 
 class ExactGradientOf:

@@ -1,4 +1,8 @@
-"""The table of solvers, and the choice among them."""
+"""The table of solvers, and the choice among them.
+
+A solver is a function from a `Problem` to a `Solution` and a row of `SOLVERS`, from which refusals are made.
+Imports `_objective` and what is below; training, paths and the estimators import the table.
+"""
 
 from __future__ import annotations
 

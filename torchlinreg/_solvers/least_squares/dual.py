@@ -26,6 +26,7 @@ from torchlinreg._linalg.cholesky import (
     extreme_singular_values,
     solve_upper,
 )
+from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import exact_rows
 from torchlinreg._moments.gradient import DEPTHS, exact_residual, exact_transposed_product
 from torchlinreg._moments.moments import SAFE_RANGE, Frame
@@ -33,7 +34,6 @@ from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.normal_equations import (
-    EPS,
     SLOWEST_REFINEMENT,
     UNCERTAIN,
     Fit,

@@ -25,13 +25,13 @@ from torchlinreg._linalg.cholesky import (
     cholesky,
     solve_upper,
 )
+from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import DEPTHS, Depth
 from torchlinreg._moments.moments import Frame, shift_and_scale
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 
-EPS = 2.0**-53
 # Rounding error of products of residuals with columns where their signs vary at random, relative to the norms
 # of both: four standard deviations, `4 * RMS_ROUNDING * EPS / sqrt(2)`. Others are found out by the pass.
 RANDOM_SIGNS = 1.2 * EPS
@@ -52,7 +52,7 @@ UNCERTAIN = 1e-15
 class Errors(NamedTuple):
     """Estimates of how far off a fit is, per response."""
 
-    gram: np.ndarray | float  # of the normal equations of unit columns, in norm
+    gram: np.ndarray | float  # of each normal equation of unit columns; independent of those of the others
     rows: np.ndarray | float  # of the predictions, in norm
     coef: float  # of the coefficients as they are held, relative to them
 
