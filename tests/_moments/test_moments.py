@@ -446,6 +446,8 @@ ROWS = {
     "indicators": indicators,
     "sorted indicators": lambda rng, shape: np.sort(indicators(rng, shape), axis=0),
     "constant": lambda rng, shape: np.broadcast_to(0.5 + rng.random(shape[1]), shape),
+    "nearly constant": lambda rng, shape: (0.5 + rng.random(shape[1])) * (1 + 1e-14 * rng.random(shape)),
+    "few values": lambda rng, shape: rng.random(200)[rng.integers(0, 200, shape)],
 }
 
 

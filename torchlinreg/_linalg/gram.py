@@ -47,6 +47,10 @@ CLEARLY_MORE = 1.5
 SQUARE_ROUNDOFF = 2 * EPS
 # Numbers whose squares are taken at once to measure the errors of a product.
 SQUARES_AT_ONCE = 2**16
+# Roundings are alike where numbers are: closer than the unit of a stack's sum, relative to them. Among so
+# many rows a column of 450 different numbers repeats more of them than this.
+ALIKE = LONGEST_SUM * 2.0**-52
+SAMPLE_ROWS, SAMPLE_REPEATS = 64, 4
 # Where the sums of all cores' shares were larger, the cores share one, of more rows.
 SUMS_BYTES = 16 * 2**20
 SHARED_ROWS, SHARED_BYTES = 2048, 64 * 2**20
@@ -115,7 +119,8 @@ class UpperGram:
 
         Errors of independent roundings follow from the way in which sums are formed. Where the same few
         products come again and again (standardised indicators, constants) they do not cancel, by how much
-        depends on the processor: so squares of the rows in the first buffer are summed accurately, too.
+        depends on the processor: so the squares of such columns in the first buffer are summed accurately,
+        too.
         """
         return self._product(n_rows, write, measured=True)
 
@@ -149,8 +154,7 @@ class UpperGram:
             if measured and n_fills == 1:
                 expected = roundoff_of_sums(n_written, buffer.length, buffer.n_stacks)
                 found = buffer.squares().sum(0).cpu().numpy()  # as in the total
-                accurate = _accurate_squares(buffer.rows[:n_written]).cpu().numpy()
-                drift = measured_roundoff(found, accurate, expected)
+                drift = _measured_drift(buffer.rows[:n_written], found, expected)
                 if n_written < n_rows and drift <= CLEARLY_MORE * expected + SQUARE_ROUNDOFF:
                     drift = 0.0  # further rows will average it out
         if self._has_ones:
@@ -178,12 +182,11 @@ class UpperGram:
         upper = products[0] if n_stacks == 1 else products.sum(0)
         roundoff = roundoff_of_sums(n_rows, length, n_stacks)
         if measured:
-            accurate = _accurate_sum(torch.from_numpy(rows).square()).numpy()
-            measure = measured_roundoff(upper.diagonal(), accurate, roundoff)
-            n_even = _n_even(np.einsum("sii->si", products))
+            drift = _measured_drift(torch.from_numpy(rows[:n_rows]), upper.diagonal(), roundoff)
+            n_even = 1.0 if n_stacks == 1 else _n_even(np.einsum("sii->si", products))
             if n_even < EVEN * n_stacks:
                 roundoff = max(roundoff, _roundoff_of_uneven_sums(length, n_even, 1))
-            roundoff = max(roundoff, measure)
+            roundoff = max(roundoff, drift)
         return Product(torch.from_numpy(upper), roundoff)
 
     def of_scaled(self, rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -270,6 +273,30 @@ def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) 
         return 0.0
     largest = float((error[beyond] / accurate[beyond]).max())
     return DRIFT_SAFETY * largest if largest > CLEARLY_MORE * expected else largest + SQUARE_ROUNDOFF
+
+
+def _measured_drift(rows: torch.Tensor, found: np.ndarray, expected: float) -> float:
+    """Relative error of sums of squares whose roundings do not cancel; 0 where no column has such sums."""
+    repeats = _repeats_numbers(rows[:: -(-len(rows) // SAMPLE_ROWS)].cpu().numpy())
+    if not repeats.any():
+        return 0.0
+    measured = rows if repeats.all() else rows[:, torch.from_numpy(repeats).to(rows.device)]
+    return measured_roundoff(found[repeats], _accurate_squares(measured).cpu().numpy(), expected)
+
+
+def _repeats_numbers(sample: np.ndarray) -> np.ndarray:
+    """Which columns hold the same few numbers, or nearly so, again and again; shape: (n_columns,).
+
+    Not those of whole numbers, whose squares add up exactly.
+    """
+    ordered = np.abs(sample)
+    ordered.sort(0)
+    with np.errstate(invalid="ignore"):  # NaN and infinity show in the product
+        alike = ordered[1:] * (1 - ALIKE) < ordered[:-1]
+    repeats: np.ndarray = alike.sum(0) > SAMPLE_REPEATS
+    if repeats.any():
+        repeats &= (np.rint(ordered) != ordered).any(0)
+    return repeats
 
 
 def _accurate_squares(rows: torch.Tensor) -> torch.Tensor:
