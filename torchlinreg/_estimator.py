@@ -421,7 +421,7 @@ class TorchLinearRegressor(
         self._optimizer_state: dict[str, Any] | None = None
         self._moments: Moments | ExactMoments | None = None
         if problem.loss.kind == "quadratic" and not is_wide(problem) and blocks.weight is given.weight:
-            self._moments = on_cpu(problem.best_moments)
+            self._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
         self._keep(solution, blocks, extra_frames=DECORATOR_FRAMES)
         report.end()
         if self.verbose:
@@ -726,6 +726,12 @@ class TorchLinearRegressor(
         if unfinished and (solution.optimality or 0) > math.sqrt(self.tol):
             warnings.warn(
                 f"After {solution.n_iter} iterations of {solution.solver!r}: {self.status_.message}",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
+            )
+        if solution.status is Status.NEARLY_DEPENDENT:
+            warnings.warn(
+                f"Rank {solution.rank} of {len(solution.coef)} columns: {self.status_.message}",
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )

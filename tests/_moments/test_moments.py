@@ -694,32 +694,16 @@ class TestDoubleDouble:
         assert high.shape == low.shape == (2, 3)
         assert not high.any()
 
-    @pytest.mark.parametrize("rank", [0, 1, 3, 5])
-    def test_pivoted_cholesky(self, rank):
-        rng = np.random.default_rng(rank)
-        rows = rng.integers(-9, 10, (rank, 5)).astype(float)  # so that the product is exact
-        gram = rows.T @ rows
-        upper, order, found = dd.pivoted_cholesky((gram, np.zeros((5, 5))), 1e-20)
-        assert found == rank
-        assert sorted(order) == list(range(5))
-        np.testing.assert_allclose(upper.T @ upper, gram[np.ix_(order, order)], atol=1e-12)
-        assert not np.tril(upper, -1).any()
-
-    def test_pivoted_cholesky_sees_beyond_float64(self):
-        """Two columns that differ by 1e-12: their Gram matrix has a pivot of 1e-24."""
-        delta = 2.0**-40
-        high = np.array([[1.0, 1.0], [1.0, 1.0]])
-        low = np.array([[0.0, 0.0], [0.0, delta**2]])
-        assert dd.pivoted_cholesky((high, low), 1e-30)[2] == 2
-        assert dd.pivoted_cholesky((high, 0 * low), 1e-30)[2] == 1
-
-    def test_prioritised_cholesky_takes_first_what_has_priority(self):
-        unit = np.eye(3), np.zeros((3, 3))
-        upper, order, rank = dd.prioritised_cholesky(unit, 2, np.array([1.0, 4.0, 2.0]))
-        assert order.tolist() == [1, 2, 0]
-        assert (rank, upper.shape) == (2, (2, 3))
-
-    def test_prioritised_cholesky_leaves_out_what_is_left_of_dependent_columns(self):
-        gram = np.array([[1.0, 1.0, 0.0], [1.0, 1.0 + 1e-9, 0.0], [0.0, 0.0, 1.0]])
-        order = dd.prioritised_cholesky((gram, np.zeros((3, 3))), 2, np.array([1e12, 1e12, 1.0]))[1]
-        assert set(order[:2].tolist()) in ({0, 2}, {1, 2})
+    def test_matmul_of_many(self):
+        """Products of slices, to 2^-88 of the largest in a row times the largest in a column."""
+        rng = np.random.default_rng(0)
+        shape = (30, 1100), (1100, 12)
+        a, b = (rng.standard_normal(size) for size in shape)
+        a_low, b_low = (1e-17 * rng.standard_normal(size) for size in shape)
+        high, low = dd.matmul((a, a_low), (b, b_low))
+        for i, j in [(0, 0), (29, 11), (7, 3)]:
+            left = [Fraction(x) + Fraction(e) for x, e in zip(a[i], a_low[i], strict=True)]
+            right = [Fraction(x) + Fraction(e) for x, e in zip(b[:, j], b_low[:, j], strict=True)]
+            expected = sum(x * y for x, y in zip(left, right, strict=True))
+            limit = 2.0**-80 * np.abs(a[i]).max() * np.abs(b[:, j]).max()
+            assert abs(exact_value((high[i, j], low[i, j])) - expected) < limit

@@ -1,4 +1,4 @@
-"""Small dense algebra that the exact solvers share: factors, condition numbers, least norm."""
+"""Small dense algebra that the exact solvers share: factors and condition numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from functools import cached_property
 import numpy as np
 import torch
 from scipy.linalg import lapack
-
-from torchlinreg._linalg import double_double as dd
 
 DoubleDouble = tuple[np.ndarray, np.ndarray]
 
@@ -131,6 +129,14 @@ def extreme_singular_values(upper: np.ndarray) -> tuple[float, float]:
     return float(np.sqrt(largest)), float(np.sqrt(smallest))
 
 
+def largest_singular_value(matrix: np.ndarray) -> float:
+    """The largest singular value; to about 30 % where the matrix is large."""
+    if min(matrix.shape) < SVD_SIZE:
+        return float(np.linalg.norm(matrix, 2)) if matrix.size else 1.0
+    start = np.random.default_rng(0).standard_normal((matrix.shape[1], 2))
+    return float(np.sqrt(_largest_eigenvalue(lambda v: matrix.T @ (matrix @ v), start)))
+
+
 def _multiply_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
     """``upper.T @ upper @ right``."""
     factor = torch.from_numpy(upper)
@@ -144,74 +150,3 @@ def _largest_eigenvalue(apply: Callable[[np.ndarray], np.ndarray], vectors: np.n
         second = second - first * (first @ second)
         vectors = apply(np.stack([first, second / np.linalg.norm(second)], axis=1))
     return float(np.linalg.norm(vectors, axis=0).max())
-
-
-def assemble(
-    active: np.ndarray,
-    dependent: np.ndarray,
-    n_features: int,
-    coef: DoubleDouble,
-    intercept: DoubleDouble,
-) -> tuple[np.ndarray, np.ndarray]:
-    """All features' coefficients, of least norm, from a fit of independent columns.
-
-    `coef`, shape (n_active, n_targets + n_dependent), explains the targets and then the dependent columns
-    by the active ones; `intercept`, shape (1, n_targets + n_dependent), belongs to it.
-    """
-    n_targets = coef[0].shape[1] - len(dependent)
-    target = coef[0][:, :n_targets], coef[1][:, :n_targets]
-    intercept_target = intercept[0][:, :n_targets], intercept[1][:, :n_targets]
-    full = np.zeros((n_features, n_targets))
-    if len(dependent):
-        transfer = coef[0][:, n_targets:], coef[1][:, n_targets:]
-        target, rest = least_norm(transfer, target)
-        moved = dd.matmul((intercept[0][:, n_targets:], intercept[1][:, n_targets:]), rest)
-        intercept_target = dd.add(intercept_target, dd.negative(moved))
-        full[dependent] = rest[0] + rest[1]
-    full[active] = target[0] + target[1]
-    return full, (intercept_target[0] + intercept_target[1])[0]
-
-
-def least_norm(transfer: DoubleDouble, coef: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
-    """The `a` and `b` of least norm with ``a + transfer @ b == coef``.
-
-    They are ``a = (I + transfer transfer.T)^-1 coef`` and ``b = transfer.T a``, solved by refinement with
-    double-double residuals.
-    """
-    upper, norm, order = _least_norm_factor(transfer)
-    transposed = transfer[0].T, transfer[1].T
-    solution = np.zeros_like(coef[0]), np.zeros_like(coef[0])
-    previous = np.inf
-    for _ in range(MAX_REFINEMENTS):
-        residual = dd.add(
-            dd.add(coef, dd.negative(solution)),
-            dd.negative(dd.matmul(transfer, dd.matmul(transposed, solution))),
-        )
-        change = np.empty_like(residual[0])
-        change[order] = solve_upper(upper, (residual[0] / norm[:, None])[order])
-        change /= norm[:, None]
-        size = float(np.abs(change * norm[:, None]).max(initial=0.0))
-        if size >= previous:
-            break
-        previous = size
-        solution = dd.add(solution, (change, np.zeros_like(change)))
-    return solution, dd.matmul(transposed, solution)
-
-
-def _least_norm_factor(transfer: DoubleDouble) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Factor of ``I + transfer transfer.T`` with unit diagonal, the norms taken out, and its order."""
-    matrix = np.eye(len(transfer[0])) + transfer[0] @ transfer[0].T
-    norm = np.sqrt(matrix.diagonal())
-    upper = cholesky(matrix / norm[:, None] / norm)
-    order = np.arange(len(norm))
-    if upper is None:
-        high, low = dd.matmul(transfer, (transfer[0].T, transfer[1].T))
-        exact = dd.add((high, low), (np.eye(len(norm)), np.zeros_like(high)))
-        unit = exact[0] / norm[:, None] / norm, exact[1] / norm[:, None] / norm
-        upper, order, rank = dd.pivoted_cholesky(unit, 0.0)
-        if rank < len(norm):
-            raise ValueError(
-                "The coefficients of least norm span more units than float64 resolves. Bring the columns of "
-                "X to similar units, or use alpha > 0."
-            )
-    return upper, norm, order

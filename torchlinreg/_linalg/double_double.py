@@ -22,7 +22,9 @@ SLICE_BITS = 22
 # more of them, of lower levels, may round once at 2**-97 of the whole.
 EXACT_INNER_LENGTH = 1024
 _SPLITTER = 2.0**27 + 1.0
-FAR_BELOW = 1e-4
+# Products of up to so many pairs, or of so few rows or columns, are summed one after another.
+FEW_PRODUCTS, FEW_COLUMNS = 300_000, 4
+PRODUCT_SLICES = 4
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
@@ -99,10 +101,16 @@ def sum_over_first_axis(terms: tuple[Array, Array]) -> tuple[Array, Array]:
 def matmul(
     a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``a @ b`` for double-double matrices; meant for few columns of `b`."""
-    n_rows, n_columns = len(a[0]), b[0].shape[1]
+    """``a @ b`` for double-double matrices.
+
+    Small products are exact but for the rounding of double-doubles. Large ones are formed from slices, to
+    2^-88 of the largest in the row of `a` times the largest in the column of `b`.
+    """
+    n_rows, n_inner, n_columns = len(a[0]), len(b[0]), b[0].shape[1]
+    if n_rows * n_inner * n_columns > FEW_PRODUCTS and min(n_rows, n_inner, n_columns) >= FEW_COLUMNS:
+        return _sliced_product(a, b)
     high, low = np.zeros((n_rows, n_columns)), np.zeros((n_rows, n_columns))
-    if len(b[0]) == 0:
+    if n_inner == 0:
         return high, low
     transposed = a[0].T, a[1].T
     for column in range(n_columns):
@@ -111,55 +119,22 @@ def matmul(
     return high, low
 
 
-def pivoted_cholesky(
-    matrix: tuple[np.ndarray, np.ndarray], tolerance: float
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Cholesky factor, in double-double arithmetic, of a positive semidefinite matrix with diagonal near 1.
-
-    Returns the upper factor rounded to float64, shape (rank, size) with columns in pivot order, the
-    pivot order, and the rank: the number of pivots (the largest left each time) above `tolerance`.
-    """
-    return _factorise(matrix, tolerance, np.ones(len(matrix[0])), len(matrix[0]))
-
-
-def prioritised_cholesky(
-    matrix: tuple[np.ndarray, np.ndarray], rank: int, priority: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The same for a known rank, taking the pivot that times its `priority` is largest.
-
-    Pivots far below the largest left are no candidates: they would magnify rounding errors.
-    """
-    return _factorise(matrix, 0.0, priority, rank)
-
-
-def _factorise(
-    matrix: tuple[np.ndarray, np.ndarray], tolerance: float, priority: np.ndarray, largest_rank: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    high, low = matrix[0].copy(), matrix[1].copy()
-    size = len(high)
-    order = np.arange(size)
-    factor = np.zeros((size, size))
-    for k in range(largest_rank):
-        left = np.diagonal(high)[k:]
-        candidates = left > max(tolerance, FAR_BELOW * left.max())
-        weighted = np.where(candidates, left * priority[order[k:]], -1.0)
-        pivot = k + int(np.argmax(weighted))
-        if weighted[pivot - k] < 0:
-            return factor[:k], order, k
-        for array in (high, low):
-            array[[k, pivot]] = array[[pivot, k]]
-            array[:, [k, pivot]] = array[:, [pivot, k]]
-        order[[k, pivot]] = order[[pivot, k]]
-        factor[:, [k, pivot]] = factor[:, [pivot, k]]
-        row = high[k, k:], low[k, k:]
-        multiplier = divide(row, (row[0][:1], row[1][:1]))
-        factor[k, k:] = row[0] / np.sqrt(row[0][0])
-        rest = slice(k + 1, size)
-        update = multiply(
-            (multiplier[0][1:, None], multiplier[1][1:, None]), (row[0][None, 1:], row[1][None, 1:])
-        )
-        high[rest, rest], low[rest, rest] = add((high[rest, rest], low[rest, rest]), negative(update))
-    return factor[:largest_rank], order, largest_rank
+def _sliced_product(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """``a @ b`` from exact products of slices (Ozaki, Ogita, Oishi, Rump 2012)."""
+    a_scale = slice_scale(np.abs(a[0]).max(1))[:, None]
+    b_scale = slice_scale(np.abs(b[0]).max(0))[None]
+    shape = len(a[0]), b[0].shape[1]
+    result = np.zeros(shape), np.zeros(shape)
+    for start in range(0, len(b[0]), EXACT_INNER_LENGTH):
+        inner = slice(start, start + EXACT_INNER_LENGTH)
+        left = slices(a[0][:, inner] / a_scale, a[1][:, inner] / a_scale, PRODUCT_SLICES)
+        right = slices(b[0][inner] / b_scale, b[1][inner] / b_scale, PRODUCT_SLICES)
+        for level in range(PRODUCT_SLICES + 1):
+            for i in range(max(0, level + 1 - PRODUCT_SLICES), min(level + 1, PRODUCT_SLICES)):
+                result = add(result, (left[i] @ right[level - i], np.zeros(shape)))
+    return result[0] * (a_scale * b_scale), result[1] * (a_scale * b_scale)
 
 
 def slices(high: Array, low: Array | None, n_slices: int) -> list[Array]:

@@ -119,8 +119,8 @@ class UpperGram:
 
         Errors of independent roundings follow from the way in which sums are formed. Where the same few
         products come again and again (standardised indicators, constants) they do not cancel, by how much
-        depends on the processor: so the squares of such columns in the first buffer are summed accurately,
-        too.
+        depends on the processor: so squares of such columns in the first and the last buffer are summed
+        accurately, too.
         """
         return self._product(n_rows, write, measured=True)
 
@@ -151,12 +151,15 @@ class UpperGram:
             n_fills += 1
             if measured:
                 squares.append(buffer.squares().cpu().numpy())
-            if measured and n_fills == 1:
-                expected = roundoff_of_sums(n_written, buffer.length, buffer.n_stacks)
-                found = buffer.squares().sum(0).cpu().numpy()  # as in the total
-                drift = _measured_drift(buffer.rows[:n_written], found, expected)
-                if n_written < n_rows and drift <= CLEARLY_MORE * expected + SQUARE_ROUNDOFF:
-                    drift = 0.0  # further rows will average it out
+            if measured and (n_fills == 1 or part.stop == n_rows):
+                with np.errstate(invalid="ignore"):  # NaN and infinity show in the product
+                    found = (squares[-1] - squares[-2]).sum(0)
+                # One rounding of the whole sum counts n_fills times as much for a part.
+                expected = math.hypot(
+                    roundoff_of_sums(n_written, buffer.length, buffer.n_stacks),
+                    EPS * (n_fills - 1) / math.sqrt(buffer.n_stacks),
+                )
+                drift = max(drift, _measured_drift(buffer.rows[:n_written], found, expected))
         if self._has_ones:
             buffer.rows[n_written:, 0] = 1
         independent = roundoff_of_sums(n_rows, buffer.length, buffer.n_stacks, n_fills)
@@ -277,15 +280,15 @@ def measured_roundoff(found: np.ndarray, accurate: np.ndarray, expected: float) 
 
 def _measured_drift(rows: torch.Tensor, found: np.ndarray, expected: float) -> float:
     """Relative error of sums of squares whose roundings do not cancel; 0 where no column has such sums."""
-    repeats = _repeats_numbers(rows[:: -(-len(rows) // SAMPLE_ROWS)].cpu().numpy())
-    if not repeats.any():
+    repeating = _repeating_columns(rows[:: -(-len(rows) // SAMPLE_ROWS)].cpu().numpy())
+    if not len(repeating):
         return 0.0
-    measured = rows if repeats.all() else rows[:, torch.from_numpy(repeats).to(rows.device)]
-    return measured_roundoff(found[repeats], _accurate_squares(measured).cpu().numpy(), expected)
+    accurate = _accurate_squares(rows[:, torch.from_numpy(repeating).to(rows.device)])
+    return measured_roundoff(found[repeating], accurate.cpu().numpy(), expected)
 
 
-def _repeats_numbers(sample: np.ndarray) -> np.ndarray:
-    """Which columns hold the same few numbers, or nearly so, again and again; shape: (n_columns,).
+def _repeating_columns(sample: np.ndarray) -> np.ndarray:
+    """Columns that hold the same few numbers, or nearly so, again and again.
 
     Not those of whole numbers, whose squares add up exactly.
     """
@@ -296,7 +299,7 @@ def _repeats_numbers(sample: np.ndarray) -> np.ndarray:
     repeats: np.ndarray = alike.sum(0) > SAMPLE_REPEATS
     if repeats.any():
         repeats &= (np.rint(ordered) != ordered).any(0)
-    return repeats
+    return repeats.nonzero()[0]
 
 
 def _accurate_squares(rows: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,10 @@ from torchlinreg.losses import Loss, SquaredError
 GRADIENT_BLOCK_BYTES = 16 * 2**20
 # Moments take rows that are read where they are this many blocks at a time: each sum costs a little.
 BLOCKS_AT_ONCE = 16
-
+# Up to so many numbers are few.
+SMALL_DATA = 100_000
+# Float64 moments leave fewer than 4 digits beyond this condition.
+ILL_CONDITIONED = 1e6
 
 SQUARED_ERROR = SquaredError()
 
@@ -93,9 +96,16 @@ class Problem:
         return self.blocks.map_reduce(ExactMomentsOf(self.moments.frame), ExactMoments.merge, dense=True)
 
     @property
-    def best_moments(self) -> Moments | ExactMoments:
-        """The exact moments if a solver has asked for them, else the others."""
-        return self.exact_moments if "exact_moments" in self.__dict__ else self.moments
+    def is_small(self) -> bool:
+        """Whether exact passes over the rows take no time to speak of."""
+        return self.blocks.n_samples * (1 + self.blocks.n_features) <= SMALL_DATA
+
+    def moments_to_go_on_from(self, condition_number: float | None) -> Moments | ExactMoments:
+        """Exact moments of few rows whose condition asks for them, else those that there are."""
+        ill_conditioned = condition_number is not None and condition_number > ILL_CONDITIONED
+        if "exact_moments" in self.__dict__ or (ill_conditioned and self.is_small):
+            return self.exact_moments
+        return self.moments
 
     def gradient(
         self, frame: Frame, design: np.ndarray, responses: np.ndarray, coef: np.ndarray

@@ -16,6 +16,11 @@ class Status(Enum):
         "Several coefficient vectors fit equally well, because columns of X depend on each other; the one of "
         "least norm was taken. Use alpha > 0, or remove columns, for a unique answer."
     )
+    NEARLY_DEPENDENT = (
+        "Columns of X depend on each other up to the rounding of their numbers, so that many coefficient "
+        "vectors fit equally well. The one taken predicts like the best of them, but single coefficients "
+        "mean little. Use alpha > 0, remove columns, or center x before taking its powers."
+    )
     DIGITS_LOST = (
         "The coefficients have fewer correct digits than tol asks for: the columns of X are nearly dependent."
     )

@@ -188,7 +188,9 @@ class Search:
         problem = sharing_moments(self._problem, self._at(candidate))
         solution = solve(model.solver, problem, float(model.tol), model.max_iter)
         model._optimizer_state = None
-        model._moments = on_cpu(problem.best_moments) if self._is_given else None
+        model._moments = None
+        if self._is_given:
+            model._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
         model._keep(solution, problem.blocks, extra_frames=1)
         return model
 

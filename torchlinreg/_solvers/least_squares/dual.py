@@ -21,7 +21,6 @@ from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.cholesky import (
     MAX_REFINEMENTS,
     DoubleDouble,
-    assemble,
     cholesky,
     extreme_singular_values,
     solve_upper,
@@ -33,13 +32,11 @@ from torchlinreg._moments.moments import SAFE_RANGE, Frame
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.least_squares.basis_fit import UNCERTAIN, BasisFit
+from torchlinreg._solvers.least_squares.minimum_norm import shortest_of_transfer
 from torchlinreg._solvers.least_squares.normal_equations import (
     SLOWEST_REFINEMENT,
-    UNCERTAIN,
-    Fit,
-    fit_exact_moments,
-    in_user_units,
-    refine_exactly,
+    basis_fit_of_rows,
     solve_exact,
 )
 
@@ -318,46 +315,47 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     """
     X = torch.cat([block.X.to(torch.float64) for block in blocks.dense() if block.X is not None])
     centred = torch.where((X[0] == X).all(0), 0.0, X - X.mean(0)) if problem.fit_intercept else X
-    active = _independent_columns(centred.cpu().numpy())
-    # Exact arithmetic knows better which columns depend on others.
-    first = tensor_blocks(X[:, active], blocks.y, blocks.weight)
-    fit = _fit_columns(Problem(first, ridge(0.0, first.n_features), problem.fit_intercept, problem.name), tol)
-    active = active[np.sort(fit.design[fit.design > 0]) - 1]
-    rank = len(active)
-    dependent = np.setdiff1d(np.arange(blocks.n_features), active)
-    responses = torch.cat([blocks.y, X[:, dependent]], dim=1)
-    coefs, intercepts, errors = [], [], []
-    for start in range(0, responses.shape[1], RESPONSES_AT_ONCE):
-        part = tensor_blocks(X[:, active], responses[:, start : start + RESPONSES_AT_ONCE], blocks.weight)
-        fit = _fit_columns(
-            Problem(part, ridge(0.0, part.n_features), problem.fit_intercept, problem.name), tol
-        )
-        coef, intercept = in_user_units(fit)
-        unsorted = np.argsort(fit.design[fit.design > 0])  # the fit has its own pivot order
-        coefs.append((coef[0][unsorted], coef[1][unsorted]))
-        intercepts.append(intercept)
-        errors.append(fit.relative_error(UNCERTAIN))
-    coef_of_all, intercept_of_all = assemble(
-        active, dependent, blocks.n_features, _side_by_side(coefs), _side_by_side(intercepts)
-    )
-    status = Status.OPTIMAL if rank == blocks.n_features else Status.MINIMUM_NORM
+    chosen = _independent_columns(centred.cpu().numpy())
+
+    def fit(responses: torch.Tensor) -> BasisFit:
+        part = tensor_blocks(X[:, chosen], responses, blocks.weight)
+        no_penalty = ridge(0.0, part.n_features)
+        return basis_fit_of_rows(Problem(part, no_penalty, problem.fit_intercept, problem.name), tol)
+
+    of_targets = fit(blocks.y)
+    dependent_among_chosen = of_targets.null.own  # exact arithmetic knows better
+    chosen = np.delete(chosen, dependent_among_chosen)
+    if len(dependent_among_chosen):
+        of_targets = fit(blocks.y)
+    dependent = np.setdiff1d(np.arange(blocks.n_features), chosen)
+    error, coef, intercept = of_targets.error, *of_targets.in_user_units()
+    full = np.zeros((blocks.n_features, blocks.n_targets))
+    if len(dependent):
+        transfers, intercepts = [], []
+        for start in range(0, len(dependent), RESPONSES_AT_ONCE):
+            part = fit(X[:, dependent[start : start + RESPONSES_AT_ONCE]])
+            transfer, offset = part.in_user_units()
+            transfers.append(transfer)
+            intercepts.append(offset)
+        # Dependent columns are ``offset + X_chosen @ transfer``, so that their coefficients d leave
+        # ``coef - transfer @ d`` to the others.
+        transfer = dd.negative(_side_by_side(transfers))
+        coef, rest = shortest_of_transfer(coef, transfer)
+        moved = dd.matmul(_side_by_side(intercepts), rest)
+        intercept = dd.add(intercept, dd.negative(moved))
+        full[dependent] = rest[0] + rest[1]
+    full[chosen] = coef[0] + coef[1]
+    status = Status.MINIMUM_NORM if len(dependent) else Status.OPTIMAL
     return Solution(
-        coef=coef_of_all,
-        intercept=intercept_of_all,
-        rank=rank,
-        condition_number=fit.condition_number,
+        coef=full,
+        intercept=(intercept[0] + intercept[1])[0],
+        rank=len(chosen),
+        condition_number=of_targets.condition_number,
         solver="dual",
-        status=status if max(errors) <= tol else Status.DIGITS_LOST,
+        status=status if error <= tol else Status.DIGITS_LOST,
         n_iter=3,
-        error=max(errors),
+        error=error,
     )
-
-
-def _fit_columns(problem: Problem, tol: float) -> Fit:
-    """Fit of at least as many rows as features, refined."""
-    no_ridge = np.zeros(problem.blocks.n_features)
-    fit = fit_exact_moments(problem.exact_moments, len(no_ridge), no_ridge, problem.fit_intercept)
-    return fit if fit.reaches(tol) else refine_exactly(problem, fit, tol, MAX_REFINEMENTS)[0]
 
 
 def _side_by_side(parts: list[DoubleDouble]) -> DoubleDouble:

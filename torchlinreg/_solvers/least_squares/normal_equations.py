@@ -3,9 +3,8 @@
 One pass gives float64 moments and a Cholesky solution. Its error is estimated from the condition number;
 where that leaves fewer digits than `tol` asks for, refinement follows: in float64 where that suffices,
 else with residuals to about 100 bits (Bjorck 1967; Demmel, Hida, Li, Riedy 2009). Beyond a condition of
-about 1e6, where a float64 Gram matrix no longer gives a factor that refinement converges with, the moments
-are formed to about 100 bits (Ozaki, Ogita, Oishi, Rump 2012) and factorised in double-double arithmetic,
-which also decides the rank.
+about 1e6, where a float64 Gram matrix no longer gives a factor that refinement converges with, a basis is
+found by further passes over the rows, which also decide the rank.
 """
 
 from __future__ import annotations
@@ -17,36 +16,21 @@ from typing import NamedTuple
 import numpy as np
 
 from torchlinreg._linalg import double_double as dd
-from torchlinreg._linalg.cholesky import (
-    MAX_REFINEMENTS,
-    DoubleDouble,
-    Factor,
-    assemble,
-    cholesky,
-    solve_upper,
-)
+from torchlinreg._linalg.cholesky import MAX_REFINEMENTS, DoubleDouble, Factor, cholesky, solve_upper
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import DEPTHS, Depth
 from torchlinreg._moments.moments import Frame, shift_and_scale
-from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.problem import SMALL_DATA, Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.least_squares.basis import DEPENDENT, MomentsSource, RowsSource
+from torchlinreg._solvers.least_squares.basis_fit import NEGLIGIBLE, UNCERTAIN, ZERO, BasisFit, fit_on_basis
 
 # Rounding error of products of residuals with columns where their signs vary at random, relative to the norms
 # of both: four standard deviations, `4 * RMS_ROUNDING * EPS / sqrt(2)`. Others are found out by the pass.
 RANDOM_SIGNS = 1.2 * EPS
 # Each pass of refinement must shrink the error by this at least, or the float64 factor is not good enough.
 SLOWEST_REFINEMENT = 1e-2
-# With unit columns, a pivot of the Gram matrix below the square of this is a dependent column: columns that
-# were computed as dependent in float64 come out at 1e-16, and conditions up to 1e14 must stay full rank.
-RANK_TOLERANCE = 1e-15
-# Coefficients that change the prediction by less than this share of y are at the level of rounding; only in
-# data of up to SMALL_DATA numbers are they worth a refinement, and below ZERO they pass for zeros. No
-# warning is due for those that come from the rounding of y itself.
-NEGLIGIBLE = 1e-13
-SMALL_DATA = 100_000
-ZERO = 1e-20
-UNCERTAIN = 1e-15
 
 
 class Errors(NamedTuple):
@@ -59,12 +43,12 @@ class Errors(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """A fit in a frame: which of the columns ``[1, x, y]`` explain which others, and how well is known."""
+    """A fit of columns ``[1, x]`` that are far from depending on each other, in a frame."""
 
     frame: Frame
     n_features: int
     design: np.ndarray  # columns of the frame, the intercept's 0 first if there is one
-    responses: np.ndarray  # columns of the frame: y first, then features that depend on the design
+    responses: np.ndarray  # columns of the frame: y
     coef: DoubleDouble  # shape: (n_design, n_responses)
     ridge: np.ndarray  # shape: (n_design,)
     factor: Factor
@@ -91,31 +75,22 @@ class Fit:
         largest, smallest = self.factor.singular_values
         return largest / smallest
 
-    @property
-    def _is_of_exact_moments(self) -> bool:
-        return self.roundoff < EPS
-
     @cached_property
     def errors(self) -> Errors:
         """Those that refinement left, or those of the moments."""
         if self.refined is not None:
             return self.refined
-        held = EPS**2 if self._is_of_exact_moments else EPS
-        return Errors(self.roundoff * self.cancellation * self.total_norm, 0.0, held)
+        return Errors(self.roundoff * self.cancellation * self.total_norm, 0.0, EPS)
 
     @cached_property
     def rate(self) -> float:
         """How much a refinement shrinks the error.
 
         With unit columns, a relative error ``u`` of the Gram matrix moves the coefficients by up to
-        ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm. A factor of float64 moments is as
-        inaccurate as they are; one of exact moments was rounded to float64 only at the end.
+        ``u / smallest_singular_value**2 * (||coef|| + ||y||)`` in norm.
         """
-        smallest = self.factor.singular_values[1]
         size = max(1, len(self.ridge)) ** 0.5
-        if self._is_of_exact_moments:
-            return 8 * size * EPS / smallest
-        return 4 * size * self.roundoff * self.cancellation / smallest**2
+        return 4 * size * self.roundoff * self.cancellation / self.factor.singular_values[1] ** 2
 
     @cached_property
     def total_norm(self) -> np.ndarray:
@@ -155,9 +130,6 @@ class Fit:
     def _largest_error(self, gain: np.ndarray | float, least: float) -> float:
         measure = np.abs(self.coef[0][self.n_intercepts :]) * self.factor.norm[:, None]
         largest = measure.max(0, initial=0.0)
-        explained = self.responses <= self.n_features
-        if explained.any():  # of columns explained by others, no single coefficient matters by itself
-            measure = np.maximum(measure, np.where(explained, largest, 0.0))
         absolute = (self.errors.gram / self.factor.singular_values[1] + self.errors.rows) * gain
         counted = measure > least * np.maximum(largest, self.response_norm)
         ratio = np.divide(absolute, measure, out=np.zeros_like(measure), where=counted)
@@ -187,44 +159,48 @@ def solve_cholesky(problem: Problem, tol: float, max_iter: int | None) -> Soluti
 
 
 def solve_exact(problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    """Normal equations accumulated to about 100 bits; any condition and rank."""
-    return _finish(problem, _exact_fit(problem), "exact", tol, max_iter, n_passes=2)
+    """Least squares on a well-conditioned basis of the columns; any condition and rank."""
+    return basis_fit_of_rows(problem, tol, max_iter).solution("exact", tol)
 
 
-def solve_with_fit(problem: Problem, tol: float) -> tuple[Solution, Fit]:
+def solve_with_fit(problem: Problem, tol: float) -> tuple[Solution, Fit | BasisFit]:
     """The solution that `solve_cholesky` gives, and the fit that it was refined from."""
     fit = _sound_fit_of_moments(problem)
     if fit is not None:
         return _finish(problem, fit, "cholesky", tol, None, n_passes=1), fit
-    fit = _exact_fit(problem)
-    return _finish(problem, fit, "exact", tol, None, n_passes=2), fit
+    on_basis = basis_fit_of_rows(problem, tol)
+    return on_basis.solution("exact", tol), on_basis
+
+
+def solve_accumulated(
+    moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
+) -> Solution:
+    """Least squares from moments alone, whose rows are gone."""
+    return solve_accumulated_with_fit(moments, n_features, l2, fit_intercept, tol)[0]
+
+
+def solve_accumulated_with_fit(
+    moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
+) -> tuple[Solution, BasisFit]:
+    """Least squares from moments alone, and the fit that it comes from."""
+    source = MomentsSource(moments, n_features, int(fit_intercept))
+    ridge = ridge_of(source.frame, l2, float(source.raw[0, 0]))
+    fit = fit_on_basis(source, ridge, fit_intercept=fit_intercept, tol=tol)
+    return replace(fit.solution("exact", tol), n_iter=1), fit
+
+
+def basis_fit_of_rows(problem: Problem, tol: float, max_iter: int | None = None) -> BasisFit:
+    """The fit on a basis that passes over the rows find."""
+    source = RowsSource(problem)
+    ridge = ridge_of(source.frame, problem.penalty.l2, float(source.raw[0, 0]))
+    limit = MAX_REFINEMENTS if max_iter is None else max_iter
+    return fit_on_basis(source, ridge, fit_intercept=problem.fit_intercept, tol=tol, limit=limit)
 
 
 def _sound_fit_of_moments(problem: Problem) -> Fit | None:
     """The fit of float64 moments, or None where refinement would not converge from it."""
     fit = fit_moments(problem)
     return None if fit is None or fit.rate > SLOWEST_REFINEMENT else fit
-
-
-def _exact_fit(problem: Problem) -> Fit:
-    return fit_exact_moments(
-        problem.exact_moments, problem.blocks.n_features, problem.penalty.l2, problem.fit_intercept
-    )
-
-
-def solve_accumulated(
-    moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
-) -> Solution:
-    """The same from moments alone, whose rows are gone."""
-    return solve_accumulated_with_fit(moments, n_features, l2, fit_intercept, tol)[0]
-
-
-def solve_accumulated_with_fit(
-    moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
-) -> tuple[Solution, Fit]:
-    """The same, and the fit that it comes from."""
-    fit = fit_exact_moments(moments, n_features, l2, fit_intercept)
-    return _to_solution(fit, "exact", tol, n_passes=1), fit
 
 
 def fit_moments(problem: Problem) -> Fit | None:
@@ -243,7 +219,10 @@ def fit_moments(problem: Problem) -> Fit | None:
     total = scatter.diagonal()[n_features:].copy()
     # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0.
     active = ((raw.diagonal()[1 : 1 + n_features] > 0) | (ridge > 0)).nonzero()[0]
-    if not (diagonal[active] > 0).all():
+    about_zero = diagonal[active]
+    if offset is not None:
+        about_zero = about_zero + weight_sum * (offset + _shift_in_frame(moments.frame))[active] ** 2
+    if not (diagonal[active] > (DEPENDENT * EPS) ** 2 * about_zero).all():
         return None
     norm = np.sqrt(diagonal[active])
     gram = scatter[:n_features, :n_features]
@@ -311,100 +290,6 @@ def _with_intercept(
     full[0] = offset[n_features:] - offset[active] @ coef
     full[1:] = coef
     return design, full
-
-
-def fit_exact_moments(moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool) -> Fit:
-    """Fit of moments of about 100 bits: independent columns explain y and the dependent columns."""
-    raw = moments.high.cpu().numpy(), moments.low.cpu().numpy()
-    weight_sum = float(raw[0][0, 0])
-    scatter = raw[0][1:, 1:], raw[1][1:, 1:]
-    offset = None
-    if fit_intercept:
-        sums = raw[0][0, 1:], raw[1][0, 1:]
-        offset = dd.divide(sums, (raw[0][:1, 0], raw[1][:1, 0]))
-        products = dd.multiply((sums[0][:, None], sums[1][:, None]), offset)
-        scatter = dd.add(scatter, dd.negative(products))
-    ridge = ridge_of(moments.frame, l2, weight_sum)
-    penalty = np.zeros(len(raw[0]) - 1)
-    penalty[:n_features] = ridge
-    scatter = dd.add(scatter, (np.diag(penalty), np.zeros_like(scatter[0])))
-    raw_diagonal = raw[0].diagonal()[1:] + penalty
-    # A column of which cancellation leaves less than this cannot be told from a constant one.
-    resolved = scatter[0].diagonal() > moments.unit_roundoff * raw_diagonal
-    inverse_norm = np.where(resolved, 1 / dd.slice_scale(np.sqrt(np.abs(scatter[0].diagonal()))), 0.0)
-    unit = (
-        scatter[0] * inverse_norm[:, None] * inverse_norm,
-        scatter[1] * inverse_norm[:, None] * inverse_norm,
-    )
-    features = slice(0, n_features)
-    independent = resolved[features].nonzero()[0]
-    squares = scatter[0].diagonal()[independent]
-    cancellation = float((raw_diagonal[independent] / squares).max(initial=1.0))
-    tolerance = max(RANK_TOLERANCE**2, 16 * moments.unit_roundoff * cancellation)
-    design_gram = unit[0][features, features], unit[1][features, features]
-    upper, order, rank = dd.pivoted_cholesky(design_gram, tolerance)
-    if rank < n_features:
-        # The columns of the largest units stay: the least norm, in the user's units, then has small
-        # multipliers.
-        units = -np.log2(np.where(resolved, inverse_norm, 1.0)) - np.log2(
-            shift_and_scale(moments.frame)[1][1:]
-        )
-        priority = np.exp2(2 * (units - units.max())[features])
-        upper, order, rank = dd.prioritised_cholesky(design_gram, rank, priority)
-    active, dependent = order[:rank], np.sort(order[rank:])
-    explained = np.concatenate([np.arange(n_features, len(scatter[0])), dependent])
-    unit_norm = np.sqrt((upper[:, :rank] ** 2).sum(0))
-    norm = unit_norm / inverse_norm[active]
-    factor = Factor(
-        upper[:, :rank] / unit_norm,
-        norm,
-        None if offset is None else offset[0][active],
-        _shift_in_frame(moments.frame)[active],
-        weight_sum,
-    )
-    gram = scatter[0][np.ix_(active, active)], scatter[1][np.ix_(active, active)]
-    cross = scatter[0][np.ix_(active, explained)], scatter[1][np.ix_(active, explained)]
-    coef = _solve_refined(factor, gram, cross)
-    design = 1 + active
-    explained_norm = cross[0] * coef[0]
-    if offset is not None:
-        shift = dd.matmul((offset[0][active][None], offset[1][active][None]), coef)
-        intercept = dd.add((offset[0][explained][None], offset[1][explained][None]), dd.negative(shift))
-        coef = np.concatenate([intercept[0], coef[0]]), np.concatenate([intercept[1], coef[1]])
-        design = np.concatenate([[0], design])
-    rss = scatter[0].diagonal()[explained] - explained_norm.sum(0)
-    return Fit(
-        frame=moments.frame,
-        n_features=n_features,
-        design=design,
-        responses=1 + explained,
-        coef=coef,
-        ridge=ridge[active],
-        factor=factor,
-        response_norm=np.sqrt(raw_diagonal[explained]),
-        rss=rss,
-        n_samples=moments.n_samples,
-        roundoff=moments.unit_roundoff,
-        cancellation=cancellation,
-    )
-
-
-def _solve_refined(factor: Factor, gram: DoubleDouble, cross: DoubleDouble) -> DoubleDouble:
-    """Solve ``gram @ coef = cross`` to double-double accuracy, preconditioned by the factor."""
-    centred = replace(factor, offset=None)
-    coef = np.zeros_like(cross[0]), np.zeros_like(cross[0])
-    previous = np.full(cross[0].shape[1], np.inf)
-    for _ in range(MAX_REFINEMENTS):
-        residual = dd.add(cross, dd.negative(dd.matmul(gram, coef)))
-        change = centred.solve(residual[0])
-        energy = centred.energy(change)
-        if (energy > 0.5 * previous).all():
-            break
-        previous = energy
-        coef = dd.add(coef, (change, np.zeros_like(change)))
-        if not energy.any():
-            break
-    return coef
 
 
 def _after_float64(fit: Fit, gradient: np.ndarray | float) -> Fit:
@@ -495,16 +380,14 @@ def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[
 
 def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     active = fit.design[fit.design > 0] - 1
-    n_features = fit.n_features
-    dependent = fit.responses[fit.responses <= n_features] - 1
-    coef, intercept = assemble(active, dependent, n_features, *in_user_units(fit))
-    status = Status.OPTIMAL if len(active) == n_features else Status.MINIMUM_NORM
+    (high, low), intercept = in_user_units(fit)
+    coef = np.zeros((fit.n_features, len(fit.responses)))
+    coef[active] = high + low
+    status = Status.OPTIMAL if len(active) == fit.n_features else Status.MINIMUM_NORM
     error = 0.0 if fit.reaches(tol) else fit.relative_error(UNCERTAIN)
-    if fit.ridge.any() and len(active) < n_features:  # the ridge made the columns independent, but too little
-        error = 1.0
     return Solution(
         coef=coef,
-        intercept=intercept,
+        intercept=(intercept[0] + intercept[1])[0],
         rank=len(active),
         condition_number=fit.condition_number,
         solver=solver,

@@ -8,14 +8,14 @@ import numpy as np
 
 from torchlinreg._linalg.cholesky import inverse_of_upper
 from torchlinreg._moments.exact import ExactMoments
-from torchlinreg._moments.moments import shift_and_scale
+from torchlinreg._moments.moments import Moments, shift_and_scale, symmetric
 from torchlinreg._objective.evaluate import squared_losses
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
+from torchlinreg._solvers.least_squares.basis_fit import BasisFit
 from torchlinreg._solvers.least_squares.dual import is_wide, solve_dual
 from torchlinreg._solvers.least_squares.normal_equations import (
     Fit,
-    in_user_units,
     solve_accumulated_with_fit,
     solve_with_fit,
 )
@@ -93,12 +93,12 @@ def geometry_of_accumulated(
 ) -> Geometry:
     """The same from moments alone, whose rows are gone."""
     solution, fit = solve_accumulated_with_fit(moments, n_features, l2, fit_intercept, tol)
-    return _of_fit(solution, fit, moments.high.cpu().numpy(), fit_intercept)
+    return _of_fit(solution, fit, moments, fit_intercept)
 
 
 def _of_moments(problem: Problem, tol: float) -> Geometry:
     solution, fit = solve_with_fit(problem, tol)
-    geometry = _of_fit(solution, fit, problem.moments.raw.cpu().numpy(), problem.fit_intercept)
+    geometry = _of_fit(solution, fit, problem.moments, problem.fit_intercept)
     if 2 * geometry.floor > CANCELLED * float((geometry.target_spread**2).sum()):
         return geometry
     loss = squared_losses(problem.blocks, solution.coef.T[None], solution.intercept[None])[0]
@@ -106,12 +106,15 @@ def _of_moments(problem: Problem, tol: float) -> Geometry:
     return replace(geometry, floor=float(loss) + penalty)
 
 
-def _of_fit(solution: Solution, fit: Fit, raw: np.ndarray, fit_intercept: bool) -> Geometry:
-    """From raw moments in the fit's frame."""
+def _of_fit(
+    solution: Solution, fit: Fit | BasisFit, moments: Moments | ExactMoments, fit_intercept: bool
+) -> Geometry:
+    """From moments, of which 16 digits are read, and a fit of them."""
+    upper = moments.raw if isinstance(moments, Moments) else moments.high
+    raw = symmetric(upper).cpu().numpy()
     n_features = fit.n_features
-    raw = np.triu(raw) + np.triu(raw, 1).T
     weight_sum = float(raw[0, 0])
-    shift, scale = (values[1:] for values in shift_and_scale(fit.frame))
+    shift, scale = (values[1:] for values in shift_and_scale(moments.frame))
     mean = np.zeros_like(shift)
     scatter = raw[1:, 1:]
     if fit_intercept:
@@ -120,9 +123,13 @@ def _of_fit(solution: Solution, fit: Fit, raw: np.ndarray, fit_intercept: bool) 
     scatter = scatter / weight_sum / scale[:, None] / scale
     spread = np.sqrt(np.maximum(scatter.diagonal(), 0.0))
     center = shift + mean / scale
-    transform, inverse = _whitening(fit, scale[:n_features])
-    y_scale = scale[n_features:]
-    rss = np.maximum(fit.rss[: len(y_scale)], 0.0) / weight_sum / y_scale**2
+    root = np.sqrt(weight_sum)
+    if isinstance(fit, BasisFit):
+        transform, inverse = fit.transform * root, fit.inverse / root
+        rss = fit.rss / fit.basis.scale[n_features:] ** 2
+    else:
+        transform, inverse = _whitening(fit, scale[:n_features])
+        rss = np.maximum(fit.rss, 0.0) / scale[n_features:] ** 2
     return Geometry(
         solution=solution,
         weight_sum=weight_sum,
@@ -135,32 +142,19 @@ def _of_fit(solution: Solution, fit: Fit, raw: np.ndarray, fit_intercept: bool) 
         cross=scatter[:n_features, n_features:],
         scatter=scatter[:n_features, :n_features],
         rows=None,
-        floor=float(rss.sum()) / 2,
+        floor=float(rss.sum()) / weight_sum / 2,
     )
 
 
 def _whitening(fit: Fit, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The transform of `Geometry`, and its inverse, from a fit's factor.
-
-    Dependent columns are ``X_active @ transfer``; the least norm spreads over them the coefficients that
-    independent columns would have by themselves.
-    """
+    """The transform of `Geometry`, and its inverse, from a fit's factor; constant columns are left out."""
     columns = fit.design[fit.n_intercepts :] - 1
     root = np.sqrt(fit.factor.weight_sum)
     unit = fit.factor.norm / scale[columns]
-    active = np.triu(inverse_of_upper(fit.factor.upper)) * root / unit[:, None]
-    back = fit.factor.upper * unit / root
-    dependent = fit.responses <= fit.n_features
-    others = fit.responses[dependent] - 1
     transform = np.zeros((fit.n_features, len(columns)))
     inverse = np.zeros((len(columns), fit.n_features))
-    inverse[:, columns] = back
-    if len(others):
-        transfer = in_user_units(fit)[0][0][:, dependent]
-        active = np.linalg.solve(np.eye(len(columns)) + transfer @ transfer.T, active)
-        transform[others] = transfer.T @ active
-        inverse[:, others] = back @ transfer
-    transform[columns] = active
+    transform[columns] = np.triu(inverse_of_upper(fit.factor.upper)) * root / unit[:, None]
+    inverse[:, columns] = fit.factor.upper * unit / root
     return transform, inverse
 
 

@@ -1,0 +1,311 @@
+"""A well-conditioned basis of columns that may depend on each other.
+
+Basis columns are combinations ``z = [1, x] @ weights`` in *levels*: the first holds columns less their means,
+each further one what the levels before leave of other columns. Levels are orthogonal to each other but for
+rounding, so that each has a factor of its own. Weights are double-doubles, for z may be tiny sums of large
+terms.
+
+A ridge adds rows ``sqrt(ridge_j) e_j`` to x, and so ``w' diag(ridge) w`` to squares of z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.cholesky import DoubleDouble, inverse_of_upper, solve_upper
+from torchlinreg._linalg.gram import EPS
+from torchlinreg._moments.combinations import Combinations, CombinationsOf, combinations_of_moments
+from torchlinreg._moments.exact import ExactMoments
+from torchlinreg._moments.gradient import Depth
+from torchlinreg._moments.moments import Frame, symmetric
+from torchlinreg._objective.problem import Problem
+
+# A column depends on others where what they leave of it is below so many rounding errors of the data, half a
+# unit in the last place of each. Of dependences as users make them (degrees in two scales, shares of a whole,
+# sums of 400 columns) 0.3 to 3.8 are left; two columns that are equal to 1e-14 leave 71, a Hilbert matrix of
+# order 12 leaves 232. The geometric mean of 3.8 and 71 is 16; with 4 to 64 all these come out the same.
+DEPENDENT = 16.0
+# Relative errors of combinations in float64 and with 2 and 3 slices.
+COMBINATION_ERRORS = {0: 4 * EPS, 2: 2.0**-72, 3: 2.0**-95}
+# Pivots this far above the errors of combinations let refinement converge by a factor of 30 a pass.
+FLOOR = 1e3
+
+
+class Source(Protocol):
+    """What a search reads: products of columns whose norms about their means are between 1/2 and 1."""
+
+    frame: Frame
+    raw: np.ndarray  # moments in the frame, both triangles; shape: (1 + n_features + n_targets,) * 2
+    n_samples: int
+    n_features: int
+    roundoff: float  # of the moments, relative to the norms of both columns about the shift
+    square_roundoff: float  # of squares of combinations, relative to those of their terms
+    all_exact: bool  # whether combinations in float64 save nothing
+
+    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> np.ndarray:
+        """Products ``[1, x, z].T @ z_new``; see `CombinationsOf`."""
+        ...
+
+    def gradient(
+        self, design: np.ndarray, responses: np.ndarray, coef: DoubleDouble, depth: Depth
+    ) -> DoubleDouble:
+        """``design.T @ (responses - design @ coef)`` of columns of the frame."""
+        ...
+
+
+def _unit_scale(
+    raw: np.ndarray, scale: torch.Tensor | None, n_intercepts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moments and scales of columns with norms about their means (about the shift without) near 1."""
+    squares = raw.diagonal().copy()
+    if n_intercepts:
+        centred = squares - raw[0] ** 2 / raw[0, 0]
+        squares = np.where(centred > 4 * EPS * squares, centred, squares)
+    factor = 1 / dd.slice_scale(np.sqrt(squares))
+    factor[0] = 1.0
+    old = np.ones(len(raw)) if scale is None else scale.cpu().numpy()
+    return raw * factor[:, None] * factor, old * factor
+
+
+class RowsSource:
+    """`Source` of rows, each request a pass."""
+
+    square_roundoff = 0.0
+
+    def __init__(self, problem: Problem) -> None:
+        moments = problem.moments
+        raw, scale = _unit_scale(
+            symmetric(moments.raw).cpu().numpy(), moments.frame.scale, problem.fit_intercept
+        )
+        self._problem = problem
+        self.frame = Frame(moments.frame.shift, torch.from_numpy(scale).to(moments.frame.shift.device))
+        self.raw = raw
+        self.n_samples = moments.n_samples
+        self.n_features = problem.blocks.n_features
+        self.roundoff = moments.roundoff
+        self.all_exact = problem.is_small
+
+    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> np.ndarray:
+        of = CombinationsOf(self.frame, combinations, n_new, n_slices)
+        products: np.ndarray = self._problem.blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
+        return products
+
+    def gradient(
+        self, design: np.ndarray, responses: np.ndarray, coef: DoubleDouble, depth: Depth
+    ) -> DoubleDouble:
+        return self._problem.exact_gradient(self.frame, design, responses, coef, depth)
+
+
+class MomentsSource:
+    """`Source` of moments whose rows are gone."""
+
+    all_exact = True
+
+    def __init__(self, moments: ExactMoments, n_features: int, n_intercepts: int) -> None:
+        _, scale = _unit_scale(moments.high.cpu().numpy(), moments.frame.scale, n_intercepts)
+        moments = moments.with_scale(torch.from_numpy(scale).to(moments.high.device))
+        self.frame = moments.frame
+        self._moments = replace(moments, high=moments.high.cpu(), low=moments.low.cpu())
+        self.raw = self._moments.high.numpy()
+        self.n_samples = moments.n_samples
+        self.n_features = n_features
+        self.square_roundoff = moments.unit_roundoff
+        self.roundoff = max(EPS, moments.unit_roundoff)
+
+    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> np.ndarray:
+        return combinations_of_moments(self._moments, combinations, n_new)
+
+    def gradient(
+        self, design: np.ndarray, responses: np.ndarray, coef: DoubleDouble, depth: Depth
+    ) -> DoubleDouble:
+        high, low = self._moments.high.numpy(), self._moments.low.numpy()
+        gram, cross = np.ix_(design, design), np.ix_(design, responses)
+        explained = dd.matmul((high[gram], low[gram]), coef)
+        return dd.add((high[cross], low[cross]), dd.negative(explained))
+
+
+@dataclass(frozen=True)
+class Level:
+    """Basis columns that are about equally long, and the factor of their Gram matrix with unit columns."""
+
+    own: np.ndarray  # features
+    weights: DoubleDouble | None  # z = [1, x] @ weights; None for z = x - mean
+    norm: np.ndarray
+    upper: np.ndarray
+    blur: float  # errors of z, relative to the smallest singular value
+
+    def solve(self, products: np.ndarray) -> np.ndarray:
+        """Coefficients of the level's columns from products with them."""
+        return solve_upper(self.upper, products / self.norm[:, None]) / self.norm[:, None]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Combinations of features, or of targets (from `n_features` on), and their squares' roots."""
+
+    own: np.ndarray
+    weights: DoubleDouble  # shape: (1 + n_features, n_columns)
+
+    def take(self, index: np.ndarray | slice) -> Columns:
+        """Some of them."""
+        return Columns(self.own[index], (self.weights[0][:, index], self.weights[1][:, index]))
+
+    @staticmethod
+    def join(parts: list[Columns]) -> Columns:
+        """All of several, side by side."""
+        high, low = zip(*(part.weights for part in parts), strict=True)
+        own = np.concatenate([part.own for part in parts])
+        return Columns(own, (np.concatenate(high, axis=1), np.concatenate(low, axis=1)))
+
+
+class Basis:
+    """Levels of basis columns, and the projection on them.
+
+    Coordinates are those of the source's frame. Squares and products include the ridge's.
+    """
+
+    def __init__(self, source: Source, ridge: np.ndarray, *, fit_intercept: bool) -> None:
+        raw, p = source.raw, source.n_features
+        self.source = source
+        self.ridge = ridge
+        self.fit_intercept = fit_intercept
+        self.n_features = p
+        self.weight_sum = float(raw[0, 0])
+        self.mean = raw[0, 1:] / self.weight_sum if fit_intercept else np.zeros(len(raw) - 1)
+        self.scatter = raw[1:, 1:] - np.outer(raw[0, 1:], self.mean)
+        np.einsum("ii->i", self.scatter)[:p] += ridge
+        self.square = np.maximum(self.scatter.diagonal(), 0.0)
+        assert source.frame.scale is not None
+        self.scale = source.frame.scale[1:].cpu().numpy()
+        self.origin = source.frame.shift[1:].cpu().numpy() * self.scale  # the shift in the frame
+        bare = self.square.copy()
+        bare[:p] = np.maximum(bare[:p] - ridge, 0.0)
+        self.raw_norm = np.sqrt(bare + self.weight_sum * (self.mean + self.origin) ** 2)  # about 0
+        self.framed_norm = np.sqrt(np.maximum(raw.diagonal()[1:], 0.0))  # about the shift
+        self.levels: tuple[Level, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """How many basis columns there are."""
+        return sum(len(level.own) for level in self.levels)
+
+    def design(self) -> np.ndarray:
+        """Columns of the frame that the basis is made of, the ones first if there is an intercept."""
+        own = np.sort(np.concatenate([level.own for level in self.levels])) + 1
+        return np.concatenate([[0], own]) if self.fit_intercept else own
+
+    def centred(self, own: np.ndarray) -> Columns:
+        """Columns less their means."""
+        high = np.zeros((1 + self.n_features, len(own)))
+        features = (own < self.n_features).nonzero()[0]
+        high[1 + own[features], features] = 1.0
+        if self.fit_intercept:
+            high[0] = -self.mean[own]
+        return Columns(own, (high, np.zeros_like(high)))
+
+    def noise(self, weights: DoubleDouble) -> np.ndarray:
+        """Norm of what rounding of the data, by half a unit in the last place, makes of combinations."""
+        raw = np.sqrt(((weights[0][1:] * self.raw_norm[: self.n_features, None]) ** 2).sum(0))
+        return self.noise_of_terms(raw, self._terms(weights))
+
+    def noise_of_terms(self, raw: np.ndarray, framed: np.ndarray) -> np.ndarray:
+        """That of terms with norms `raw` about 0 and `framed` about the shift."""
+        return np.hypot(EPS * raw, self.source.square_roundoff**0.5 / DEPENDENT * framed)
+
+    def _terms(self, weights: DoubleDouble) -> np.ndarray:
+        """Norms of the terms that combinations are added up from."""
+        return np.sqrt(((weights[0][1:] * self.framed_norm[: self.n_features, None]) ** 2).sum(0))
+
+    def combination_error(self, weights: DoubleDouble, n_slices: int) -> np.ndarray:
+        """Norm of the errors that combinations are formed with."""
+        of_squares = np.sqrt(10 * self.source.square_roundoff) / FLOOR
+        return (COMBINATION_ERRORS[n_slices] + of_squares) * self._terms(weights)
+
+    def less(self, columns: Columns, level: Level, delta: np.ndarray) -> Columns:
+        """Columns less ``z_level @ delta``."""
+        if level.weights is not None:
+            step = dd.negative(dd.matmul(level.weights, (delta, np.zeros_like(delta))))
+        else:
+            step = np.zeros_like(columns.weights[0]), np.zeros_like(columns.weights[0])
+            step[0][1 + level.own] = -delta
+            if self.fit_intercept:
+                mean = self.mean[level.own][None]
+                moved = dd.matmul((mean, np.zeros_like(mean)), (delta, np.zeros_like(delta)))
+                step[0][0], step[1][0] = moved[0][0], moved[1][0]
+        return Columns(columns.own, dd.add(columns.weights, step))
+
+    def project(self, columns: Columns, n_slices: int) -> tuple[Columns, np.ndarray, np.ndarray]:
+        """Columns less their projection on the basis, their products before it, and after; one pass."""
+        p = self.n_features
+        later = [Columns(level.own, level.weights) for level in self.levels if level.weights is not None]
+        formed = Columns.join([*later, columns])
+        n_new = len(columns.own)
+        high, low = formed.weights
+        mean = high[0] + self.mean[:p] @ high[1:]
+        mean += np.where(formed.own >= p, self.mean[formed.own], 0.0)
+        own = (formed.own < p).nonzero()[0]
+        rest = high.copy(), low.copy()
+        rest[0][1 + formed.own[own], own] = rest[1][1 + formed.own[own], own] = 0.0
+        sums = self.source.products(Combinations(1 + formed.own, rest), n_new, n_slices)
+        total = sums[0] if self.fit_intercept else np.zeros(n_new)
+        penalty = self.ridge[:, None] * high[1:, high.shape[1] - n_new :]
+        of_x = sums[1 : 1 + p] - np.outer(self.mean[:p], total) + penalty
+        of_z = sums[1 + p :] - np.outer(mean, total) + high[1:].T @ penalty
+        start = 0
+        before = of_z[len(formed.own) - n_new :]
+        after = before.copy()
+        for level in self.levels:
+            if level.weights is None:
+                cross = of_x[level.own]
+            else:
+                cross = of_z[start : start + len(level.own)]
+                start += len(level.own)
+            delta = level.solve(cross)
+            after -= cross.T @ delta
+            columns = self.less(columns, level, delta)
+        moved = np.zeros_like(columns.weights[0])
+        moved[0] = -total / self.weight_sum
+        return Columns(columns.own, dd.add(columns.weights, (moved, np.zeros_like(moved)))), before, after
+
+    def with_level(self, level: Level) -> None:
+        """Take another level in."""
+        self.levels = (*self.levels, level)
+
+    def step(self, gradient: DoubleDouble) -> tuple[DoubleDouble, np.ndarray]:
+        """What takes a gradient over ``[1, x]`` to 0: weights, and the norms of the predictions' change."""
+        change = Columns(np.zeros(0), (np.zeros_like(gradient[0]), np.zeros_like(gradient[0])))
+        energy = np.zeros(gradient[0].shape[1])
+        for level in self.levels:
+            if level.weights is None:
+                products = gradient[0][1 + level.own], gradient[1][1 + level.own]
+                if self.fit_intercept:
+                    mean = self.mean[level.own][:, None]
+                    moved = dd.multiply((mean, np.zeros_like(mean)), (gradient[0][:1], gradient[1][:1]))
+                    products = dd.add(products, dd.negative(moved))
+            else:
+                products = dd.matmul((level.weights[0].T, level.weights[1].T), gradient)
+            delta = level.solve(products[0] + products[1])
+            energy += ((level.upper @ (delta * level.norm[:, None])) ** 2).sum(0)
+            change = self.less(change, level, -delta)
+        if self.fit_intercept:
+            change.weights[0][0] += gradient[0][0] / self.weight_sum
+        return change.weights, np.sqrt(energy)
+
+    def whitening(self) -> np.ndarray:
+        """Weights of orthonormal combinations that span the basis; shape: (1 + n_features, rank)."""
+        parts = []
+        for level in self.levels:
+            inverse = np.triu(inverse_of_upper(level.upper)) / level.norm[:, None]
+            if level.weights is not None:
+                parts.append(level.weights[0] @ inverse)
+                continue
+            part = np.zeros((1 + self.n_features, len(level.own)))
+            part[1 + level.own] = inverse
+            part[0] = -self.mean[level.own] @ inverse
+            parts.append(part)
+        return np.concatenate(parts, axis=1)

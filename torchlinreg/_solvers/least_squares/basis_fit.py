@@ -1,0 +1,422 @@
+"""Least squares on a basis of the columns, and the coefficients of least norm where some depend on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.cholesky import (
+    MAX_REFINEMENTS,
+    DoubleDouble,
+    extreme_singular_values,
+    inverse_of_upper,
+    largest_singular_value,
+)
+from torchlinreg._linalg.gram import EPS
+from torchlinreg._moments.gradient import DEPTHS, Depth
+from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.least_squares.basis import Basis, Columns, Source
+from torchlinreg._solvers.least_squares.dependence import find_basis
+from torchlinreg._solvers.least_squares.minimum_norm import shortest
+
+# Coefficients that change predictions by less than this share of y pass for zeros: in float64 passes, where
+# they are at the level of rounding, and in exact ones. No warning is due for those below UNCERTAIN, which
+# come from the rounding of y itself.
+NEGLIGIBLE = 1e-13
+ZERO = 1e-20
+UNCERTAIN = 1e-15
+# A refinement by a factor of float64 never shrinks errors by more than this.
+LEAST_RATE = 1e-10
+# Refinement ends where another pass would change coefficients by less than this share.
+SETTLED = 1e-15
+# Share of a coefficient that gradients may be off by, with which depths are chosen.
+DEPTH_ERROR = 3e-13
+# Null vectors that go along in passes for the targets at no cost.
+FEW = 32
+# Null vectors whose residual is below this share of the rounding of the data are known to more than that.
+EXACTLY = 0.03
+# Terms of null vectors below this many units in the last place of their length are rounding: of those that
+# were refined, and of those known to float64.
+CLEAN, CLEAN_FLOAT64 = 1.0, 8.0
+# Share of the residuals' norm that moving along null vectors may change predictions by.
+ALLOWED = 1e-6
+# ... and share of the norm of y, for exact fits, where that is their rounding.
+ALLOWED_OF_Y = 1e-13
+
+
+class Move(NamedTuple):
+    """Coefficients of least norm, and a bound on how far the predictions moved on the way to them."""
+
+    coef: DoubleDouble  # shape: (1 + n_features, n_targets)
+    change: np.ndarray  # shape: (n_targets,)
+
+
+@dataclass(frozen=True)
+class BasisFit:
+    """A fit on a basis, in the coordinates of its source's frame."""
+
+    basis: Basis
+    coef: DoubleDouble  # with the intercept first; shape: (1 + n_features, n_targets)
+    null: Columns  # null vectors, of which the own entry is 1
+    rss: np.ndarray  # shape: (n_targets,)
+    error: float  # estimated, of the coefficients relative to them; 0 where it is within tol
+    limited: bool  # whether the coefficients are of least norm only as far as predictions allow
+    n_passes: int
+
+    @property
+    def n_features(self) -> int:
+        """How many columns x has."""
+        return self.basis.n_features
+
+    @cached_property
+    def transform(self) -> np.ndarray:
+        """Coefficients of orthonormal columns that span the basis, of least norm in the user's units.
+
+        Shape: (n_features, rank), in the user's units of x.
+        """
+        scale = self.basis.scale[: self.n_features, None]
+        weights = self.basis.whitening()[1:] * scale
+        return _across(self.null.weights[0][1:] * scale, weights)
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """What these coordinates are of coefficients in the user's units; shape: (rank, n_features)."""
+        basis, p = self.basis, self.n_features
+        left = np.eye(p)
+        left -= self.null.weights[0][1:] @ left[self.null.own]  # x_c is [1, x] @ w, less x_c itself
+        parts: list[np.ndarray] = []
+        for level in basis.levels[::-1]:
+            here = left[level.own]
+            parts.append(level.upper @ (level.norm[:, None] * here))
+            if level.weights is not None:
+                left -= level.weights[0][1:] @ here
+        return np.concatenate(parts[::-1]) / basis.scale[:p]
+
+    @cached_property
+    def condition_number(self) -> float:
+        """Of the basis' own columns with unit norm."""
+        basis = self.basis
+        if len(basis.levels) == 1:
+            largest, smallest = extreme_singular_values(basis.levels[0].upper)
+            return largest / smallest
+        own = np.concatenate([level.own for level in basis.levels])
+        norm = np.sqrt(basis.square[own])
+        forward = self.inverse[:, own] * basis.scale[own] / norm
+        backward = norm[:, None] * basis.whitening()[1 + own]
+        return largest_singular_value(forward) * largest_singular_value(backward)
+
+    def in_user_units(self) -> tuple[DoubleDouble, DoubleDouble]:
+        """Coefficients, shape (n_features, n_targets), and intercepts, shape (1, n_targets)."""
+        return _in_user_units(self.basis, self.coef)
+
+    def solution(self, solver: str, tol: float) -> Solution:
+        """The fit in the user's units."""
+        coef, intercept = self.in_user_units()
+        p, rank = self.n_features, self.basis.rank
+        status = Status.OPTIMAL if rank == p else Status.MINIMUM_NORM
+        error = self.error
+        if self.basis.ridge.any() and rank < p:  # the ridge made the columns independent, but too little
+            error = 1.0
+        if error > tol:
+            status = Status.DIGITS_LOST
+        elif self.limited:
+            status = Status.NEARLY_DEPENDENT
+        return Solution(
+            coef=coef[0] + coef[1],
+            intercept=(intercept[0] + intercept[1])[0],
+            rank=rank,
+            condition_number=self.condition_number,
+            solver=solver,
+            status=status,
+            n_iter=self.n_passes,
+            error=error if error > tol else 0.0,
+        )
+
+
+def fit_on_basis(
+    source: Source, ridge: np.ndarray, *, fit_intercept: bool, tol: float, limit: int = MAX_REFINEMENTS
+) -> BasisFit:
+    """Solve for any condition and rank."""
+    search = find_basis(source, ridge, fit_intercept=fit_intercept)
+    basis, null, rss = search.basis, search.null, search.rss
+    n_passes = 1 + search.n_passes  # with that of the moments
+    n_null = len(null.own)
+    in_levels = len(basis.levels) > 1
+    exact = source.all_exact or in_levels
+    targets, null_norm = search.targets, search.null_norm
+    accuracy = None
+    if not exact:
+        targets, _, products = basis.project(targets, 0)
+        n_passes += 1
+        rss = np.maximum(products.diagonal(), 0.0)
+        accuracy = _Accuracy(basis, np.sqrt(rss))
+    elif rss is None:
+        rss = _rss_of_moments(basis, targets)
+    if n_null and in_levels and not source.all_exact:
+        null, _, products = basis.project(null, 3)
+        n_passes += 1
+        null_norm = np.sqrt(np.maximum(products.diagonal(), 0.0))
+    coef = dd.negative(targets.weights)
+    null_refined = False
+    error = 0.0
+    if accuracy is None or accuracy.error_of(coef) > tol:
+        known = null_norm <= EXACTLY * basis.noise(null.weights)
+        null_refined = bool(n_null and (source.all_exact or known.any() if exact else n_null <= FEW))
+        refined = _refine(basis, coef, null if null_refined else null.take(slice(0)), rss, tol, limit)
+        coef, error, passes = refined.coef, refined.error, refined.n_passes
+        n_passes += passes
+        accuracy = None
+        if null_refined:
+            null = refined.null
+            if exact:
+                null, _, products = basis.project(null, 3)
+                n_passes += 1
+                null_norm = np.sqrt(np.maximum(products.diagonal(), 0.0))
+    limited = False
+    if n_null:
+        move, limited = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=null_refined)
+        if accuracy is not None and accuracy.error_of(move.coef, null, move) > tol:
+            refined = _refine(basis, coef, null, rss, tol, limit)
+            coef, null, error = refined.coef, refined.null, refined.error
+            n_passes += refined.n_passes
+            move, limited = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=True)
+        coef = move.coef
+    fit = BasisFit(basis, coef, null, rss, error if error > tol else 0.0, limited, n_passes)
+    return fit
+
+
+def _rss_of_moments(basis: Basis, targets: Columns) -> np.ndarray:
+    """The targets' squares less what the only level explains."""
+    level = basis.levels[0]
+    cross = basis.scatter[level.own][:, targets.own]
+    explained = (cross * level.solve(cross)).sum(0)
+    return np.maximum(basis.square[targets.own] - explained, 0.0)
+
+
+class _Accuracy:
+    """Errors that a pass in float64 leaves in coefficients of a basis of one level."""
+
+    def __init__(self, basis: Basis, residual_norm: np.ndarray) -> None:
+        level = basis.levels[0]
+        inverse = np.triu(inverse_of_upper(level.upper))
+        self._basis = basis
+        self._residual_norm = residual_norm
+        self._gain = np.sqrt((inverse**2).sum(1))[:, None] / level.norm[:, None]
+        self._gram_gain = np.sqrt(((inverse @ inverse.T) ** 2).sum(1))[:, None] / level.norm[:, None]
+
+    def error_of(self, coef: DoubleDouble, null: Columns | None = None, move: Move | None = None) -> float:
+        """The largest relative error of a coefficient or intercept, also after a move along null vectors."""
+        basis, p = self._basis, self._basis.n_features
+        own = basis.levels[0].own
+        size = np.sqrt(((coef[0][1:] * basis.framed_norm[:p, None]) ** 2).sum(0))
+        error = np.zeros_like(coef[0][1:])
+        error[own] = self._gram_gain * (2 * basis.source.roundoff * self._residual_norm)
+        error[own] += self._gain * (EPS * size)
+        return _largest_error(basis, coef, error, NEGLIGIBLE)
+
+
+def _largest_error(basis: Basis, coef: DoubleDouble, error: np.ndarray, least: float) -> float:
+    """The largest of errors of the features' coefficients, and of the intercept by them, relatively."""
+    p = basis.n_features
+    of_intercept = np.sqrt((((basis.mean + basis.origin)[:p, None] * error) ** 2).sum(0))
+    values, counted = _values(basis, coef, np.arange(p, p + coef[0].shape[1]), least)
+    return _largest_ratio(np.concatenate([of_intercept[None], error]), values, counted)
+
+
+def _values(
+    basis: Basis, coef: DoubleDouble, responses: np.ndarray, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Magnitudes of the intercept as seen from 0 and of the coefficients, and whether they are worth digits.
+
+    Coefficients are where they change predictions by more than `least` of the response, intercepts where they
+    are more than the rounding of what they are the sum of. Shape of both: (1 + n_features, n_responses).
+    """
+    p = basis.n_features
+    center = (basis.mean + basis.origin)[:p]
+    values = np.abs(coef[0])
+    counted = np.ones_like(values, dtype=bool)
+    counted[1:] = values[1:] * basis.framed_norm[:p, None] > least * np.sqrt(basis.square[responses])
+    values[0] = np.abs(coef[0][0] + basis.origin[responses] - basis.origin[:p] @ coef[0][1:])
+    terms = np.abs(center) @ values[1:] + np.abs(basis.mean + basis.origin)[responses]
+    counted[0] = basis.fit_intercept & (responses >= p) & (values[0] > 4 * EPS * terms)
+    return values, counted
+
+
+def _largest_ratio(error: np.ndarray, values: np.ndarray, counted: np.ndarray) -> float:
+    ratio = np.divide(error, values, out=np.zeros_like(values), where=counted)
+    return float(ratio.max(initial=0.0))
+
+
+class _Refined(NamedTuple):
+    coef: DoubleDouble
+    null: Columns
+    error: float
+    n_passes: int
+
+
+def _refine(
+    basis: Basis, coef: DoubleDouble, null: Columns, rss: np.ndarray, tol: float, limit: int
+) -> _Refined:
+    """Passes with exact gradients, for targets and null vectors, until the next would change nothing."""
+    p, k, n_null = basis.n_features, coef[0].shape[1], len(null.own)
+    at_own = 1 + null.own, np.arange(n_null)
+    explained = tuple(-part for part in null.weights)
+    for part in explained:
+        part[at_own] = 0.0
+    both = tuple(np.concatenate([a, b], axis=1) for a, b in zip(coef, explained, strict=True))
+    design = basis.design()
+    responses = 1 + np.concatenate([np.arange(p, p + k), null.own])
+    square = np.concatenate([basis.square[p : p + k], basis.square[null.own]])
+    size = np.where(square > 0, np.sqrt(square), 1.0)
+    penalty = np.concatenate([np.zeros(1), basis.ridge])[design][:, None]
+    gains = _gains(basis)[:, None]
+    slowest = max(LEAST_RATE, *(2 * level.blur for level in basis.levels))
+    depth, floor = _depth(basis, gains, coef, np.sqrt(rss))
+    previous, active = size.copy(), np.arange(k + n_null)
+    left = np.zeros_like(both[0])
+    n_passes = 0
+    while n_passes < limit and len(active):
+        here = both[0][:, active], both[1][:, active]
+        gradient = basis.source.gradient(design, responses[active], (here[0][design], here[1][design]), depth)
+        if basis.ridge.any():
+            pull = dd.multiply((here[0][design], here[1][design]), (penalty, np.zeros_like(penalty)))
+            gradient = dd.add(gradient, dd.negative(pull))
+        whole = np.zeros_like(here[0]), np.zeros_like(here[0])
+        whole[0][design], whole[1][design] = gradient
+        change, energy = basis.step(whole)
+        n_passes += 1
+        stalled = energy > 0.5 * previous[active]
+        changed = dd.add(here, change)
+        for part, new in zip(both, changed, strict=True):
+            part[:, active[~stalled]] = new[:, ~stalled]
+        rate = np.maximum(energy / previous[active], slowest)
+        previous[active] = np.where(energy > 0, energy, 1.0)
+        error = gains * (rate * energy)
+        now = both[0][:, active], both[1][:, active]
+        values, counted = _values(basis, now, responses[active] - 1, ZERO)
+        finished = (energy == 0) | ~((error > SETTLED * values) & counted).any(0)
+        left[:, active] = error
+        active = active[~(stalled | finished)]
+    n = slice(k, None)
+    weights = -both[0][:, n], -both[1][:, n]
+    weights[0][at_own] = 1.0
+    refined = both[0][:, :k], both[1][:, :k]
+    values, counted = _values(basis, refined, np.arange(p, p + k), UNCERTAIN)
+    error = _largest_ratio(left[:, :k] + gains * floor, values, counted)
+    return _Refined(refined, Columns(null.own, weights), error, n_passes)
+
+
+def _gains(basis: Basis) -> np.ndarray:
+    """How an error of unit norm in the predictions reaches the intercept (first) and the coefficients."""
+    weights = basis.whitening()
+    origin = np.concatenate([np.zeros(1), basis.origin[: basis.n_features]])
+    weights[0] -= origin @ weights
+    gains = (weights**2).sum(1)
+    gains[0] += 1 / basis.weight_sum
+    return np.sqrt(gains)
+
+
+def _depth(
+    basis: Basis, gains: np.ndarray, coef: DoubleDouble, residual_norm: np.ndarray
+) -> tuple[Depth, np.ndarray]:
+    """The coarsest slices that leave 12 digits, and the norm of what they leave in the predictions."""
+    p = basis.n_features
+    terms = np.abs(coef[0][1:]) * basis.framed_norm[:p, None]
+    y = np.sqrt(basis.square[p:])
+    size = np.sqrt((terms**2).sum(0)) + y
+    smallest = min(
+        (level.norm / np.maximum(basis.framed_norm[level.own], level.norm)).min(initial=1.0)
+        for level in basis.levels
+    )
+    of_squares = basis.source.square_roundoff * size / smallest
+    choices = DEPTHS[-1:] if basis.source.all_exact else DEPTHS
+    for depth in choices:
+        floor = depth.product_roundoff / smallest * residual_norm + depth.residual_roundoff * size
+        floor = floor + of_squares
+        counted = terms > NEGLIGIBLE * y
+        if not (counted & (gains[1:] * floor > DEPTH_ERROR * np.abs(coef[0][1:]))).any():
+            break
+    return depth, floor
+
+
+def _to_minimum_norm(
+    basis: Basis,
+    coef: DoubleDouble,
+    null: Columns,
+    null_norm: np.ndarray,
+    residual_norm: np.ndarray,
+    *,
+    refined: bool,
+) -> tuple[Move, bool]:
+    """The fit of least norm, and whether it is so only as far as the null vectors are known.
+
+    In the user's units, if the move there changes predictions by no more than ALLOWED of the residuals; else
+    in standard deviations of the columns; else the fit on the basis alone.
+    """
+    p = basis.n_features
+    weights, norm = _cleaned(basis, null, null_norm, CLEAN if refined else CLEAN_FLOAT64)
+    live = np.abs(weights[0][1:]).max(1) > 0
+    raw = basis.raw_norm[:p, None]
+    rounding = EPS * np.sqrt(((coef[0][1:] * raw) ** 2).sum(0))
+    sure = ALLOWED * residual_norm + ALLOWED_OF_Y * basis.raw_norm[p:]
+    spread = np.where(basis.square[:p] > 0, np.sqrt(basis.square[:p]), 1.0)
+    for in_user_units, unit in ((True, basis.scale[:p]), (False, spread)):
+        power = np.exp2(np.round(np.log2(unit[live])))[:, None]
+        found, amount = shortest(_times(_part(coef, live), power), _times(_part(weights, live), power))
+        change = np.abs(amount[0]).T @ norm
+        if not np.isfinite(found[0]).all() or (change > ALLOWED * residual_norm + 2 * rounding).any():
+            continue
+        moved = coef[0].copy(), coef[1].copy()
+        along = dd.matmul((weights[0][:1], weights[1][:1]), amount)
+        intercept = dd.add((coef[0][:1], coef[1][:1]), along)
+        for part, new, first in zip(moved, found, intercept, strict=True):
+            part[1:][live] = new / power
+            part[:1] = first
+        certain = in_user_units and bool((change <= sure).all())
+        return Move(moved, change), not certain
+    return Move(coef, np.zeros(coef[0].shape[1])), True
+
+
+def _cleaned(basis: Basis, null: Columns, norm: np.ndarray, units: float) -> tuple[DoubleDouble, np.ndarray]:
+    """Null vectors without terms below their rounding, and the norms of their combinations."""
+    length = np.abs(null.weights[0][1:]) * basis.raw_norm[: basis.n_features, None]
+    small = length <= units * EPS * np.sqrt((length**2).sum(0))
+    small[null.own, np.arange(len(null.own))] = False
+    high, low = null.weights[0].copy(), null.weights[1].copy()
+    high[1:][small] = low[1:][small] = 0.0
+    return (high, low), norm + np.sqrt((np.where(small, length, 0.0) ** 2).sum(0))
+
+
+def _part(values: DoubleDouble, live: np.ndarray) -> DoubleDouble:
+    return values[0][1:][live], values[1][1:][live]
+
+
+def _times(values: DoubleDouble, power: np.ndarray) -> DoubleDouble:
+    return values[0] * power, values[1] * power
+
+
+def _across(null: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weights less their part along null vectors."""
+    if null.shape[1] == 0:
+        return weights
+    directions = np.linalg.qr(null / np.sqrt((null**2).sum(0)))[0]
+    across: np.ndarray = weights - directions @ (directions.T @ weights)
+    return across
+
+
+def _in_user_units(basis: Basis, coef: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
+    p = basis.n_features
+    scale, target_scale = basis.scale[:p, None], basis.scale[p:]
+    features = coef[0][1:] * scale / target_scale, coef[1][1:] * scale / target_scale
+    zero = np.zeros((1, coef[0].shape[1]))
+    if not basis.fit_intercept:
+        return features, (zero, zero)
+    origin = basis.origin[None, :p]
+    moved = dd.matmul((origin, np.zeros_like(origin)), (coef[0][1:], coef[1][1:]))
+    seen = dd.add((coef[0][:1], coef[1][:1]), (basis.origin[None, p:], zero))
+    intercept = dd.add(seen, dd.negative(moved))
+    return features, (intercept[0] / target_scale, intercept[1] / target_scale)

@@ -1,0 +1,205 @@
+"""Which columns depend on others, and a basis of those that do not.
+
+Of unit columns a float64 Gram matrix gives, by pivoted Cholesky, columns that are far from depending on each
+other; the others are candidates. A pass over the rows forms what is left of each candidate x_c,
+``z_c = x_c - [1, x_basis] @ b_c``, and its products with the basis. Where z is at the rounding of the data,
+x_c depends on the basis, and ``[1, x] @ w_c = z_c`` gives a null vector w_c; the other z are new, well-scaled
+basis columns, after which another pass shows what is left of the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lapack, solve_triangular
+
+from torchlinreg._linalg.cholesky import cholesky
+from torchlinreg._solvers.least_squares.basis import DEPENDENT, FLOOR, Basis, Columns, Level, Source
+
+# Pivots of unit columns above this stay in the first level: its smallest singular value is above 1e-4, and
+# projections on it are good to 1e-12.
+LEAST_PIVOT = 1e-8
+# Pivots are at least this many rounding errors of the Gram matrix: LEAST_PIVOT at ordinary sums' 4e-16.
+PIVOT_PER_ROUNDOFF = 2.5e7
+# Columns of which cancellation leaves so little that least pivots would be above this wait for a pass.
+LARGEST_PIVOT = 1e-2
+# Share of a square that the projection took away beyond which another pass is made ("twice is enough").
+UNSETTLED = 0.5
+# Pivots within this factor of what is dependent have the noise of the reduced columns computed afresh.
+NEAR = 100.0
+# The remainder of a Cholesky factor resolves columns that it shrinks by less than this.
+SEEN = 1e6
+# Columns this many times above their noise are factorised by one call of LAPACK, down to BULK_PIVOT of their
+# squares.
+CLEAR = 1.6e5
+BULK_PIVOT = 1e-4
+# Combinations in float64 must be this many units in the last place of their terms.
+SHARP = 1e5
+# Passes before what is undecided is taken for dependent.
+MAX_PASSES = 40
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found."""
+
+    basis: Basis
+    targets: Columns  # their residuals
+    null: Columns  # combinations that are 0 but for rounding; each own column depends on the basis
+    null_norm: np.ndarray  # of these combinations; shape: (n_null,)
+    rss: np.ndarray | None  # of the targets, where a pass has measured it
+    n_slices: int  # that combinations need
+    n_passes: int
+
+
+def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool) -> Search:
+    """Divide the features into a basis and those that depend on it; a pass for each level or so."""
+    basis = Basis(source, ridge, fit_intercept=fit_intercept)
+    p = basis.n_features
+    candidates = _first_level(basis)
+    first = basis.levels[0]
+    targets = basis.centred(np.arange(p, len(basis.mean)))
+    targets = basis.less(targets, first, first.solve(basis.scatter[first.own][:, p:]))
+    n_slices = 3 if source.all_exact else 0
+    null, null_norm = [candidates.take(slice(0))], [np.zeros(0)]
+    rss = None
+    n_passes = 0
+    while len(candidates.own):
+        n_candidates = len(candidates.own)
+        both, before, products = basis.project(Columns.join([candidates, targets]), n_slices)
+        n_passes += 1
+        candidates, targets = both.take(slice(n_candidates)), both.take(slice(n_candidates, None))
+        rss = np.maximum(products.diagonal()[n_candidates:], 0.0)
+        square, left = (matrix.diagonal()[:n_candidates] for matrix in (before, products))
+        noise = basis.noise(candidates.weights)
+        norm = np.sqrt(np.maximum(left, 0.0))
+        settled = left > (1 - UNSETTLED) * square
+        dependent = np.where(settled, norm, np.sqrt(np.maximum(square, 0.0))) <= DEPENDENT * noise
+        if n_passes == MAX_PASSES:
+            dependent[:] = True
+        blurred = np.zeros(n_candidates, dtype=bool)
+        if not n_slices:
+            blurred = norm < SHARP / 4 * basis.combination_error(candidates.weights, 0)
+        used = n_slices
+        if n_slices or (blurred & ~dependent).any():
+            n_slices = 3 if n_slices else 2
+        null.append(candidates.take(dependent))
+        null_norm.append(norm[dependent])
+        able = (~dependent & ~blurred & settled).nonzero()[0]
+        waiting = ~dependent
+        if len(able):
+            level, chosen, transfer = _accept(basis, candidates, products, noise, able, used)
+            rest = np.setdiff1d(np.arange(n_candidates), chosen)
+            reduced = basis.less(candidates.take(rest), level, transfer[:, rest])
+            for part, old in zip(candidates.weights, reduced.weights, strict=True):
+                part[:, rest] = old
+            targets = basis.less(targets, level, transfer[:, n_candidates:])
+            basis.with_level(level)
+            products = products - transfer.T @ products[chosen]
+            norm = np.sqrt(np.maximum(products.diagonal()[:n_candidates], 0.0))
+            limit = DEPENDENT * basis.noise(candidates.weights)
+            waiting[chosen] = False
+            seen = np.zeros(n_candidates, dtype=bool)
+            seen[able] = waiting[able]
+            seen &= (norm <= limit) & (np.sqrt(np.maximum(left, 0.0)) <= SEEN * limit)
+            null.append(candidates.take(seen))
+            null_norm.append(norm[seen])
+            waiting &= ~seen
+        candidates = candidates.take(waiting)
+    return Search(basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_slices, n_passes)
+
+
+def _first_level(basis: Basis) -> Columns:
+    """Take well-conditioned columns of the Gram matrix into the basis; what is left of the others."""
+    p = basis.n_features
+    norm, framed, raw = (values[:p] for values in (np.sqrt(basis.square), basis.framed_norm, basis.raw_norm))
+    cancellation = np.divide(framed, norm, out=np.ones(p), where=norm > 0) ** 2
+    least = np.maximum(LEAST_PIVOT, PIVOT_PER_ROUNDOFF * basis.source.roundoff * cancellation)
+    sound = least <= LARGEST_PIVOT
+    alive = norm > DEPENDENT * basis.noise_of_terms(raw, framed)
+    unsound = (alive & ~sound).nonzero()[0]
+    alive = (alive & sound).nonzero()[0]
+    least_pivot = float(least[alive].max(initial=LEAST_PIVOT))
+    gram = basis.scatter[np.ix_(alive, alive)] / norm[alive][:, None] / norm[alive]
+    np.fill_diagonal(gram, 1.0)
+    upper = cholesky(gram)
+    if upper is not None and (upper.diagonal() ** 2 > least_pivot).all():
+        basis.with_level(Level(alive, None, norm[alive], upper, 0.0))
+        return basis.centred(unsound)
+    factor, order, rank, _ = lapack.dpstrf(np.asfortranarray(gram), tol=least_pivot)
+    inside, outside = alive[order[:rank] - 1], alive[order[rank:] - 1]
+    factor = np.triu(factor)
+    transfer = solve_triangular(factor[:rank, :rank], factor[:rank, rank:])
+    transfer *= norm[outside] / norm[inside][:, None]
+    level = Level(inside, None, norm[inside], factor[:rank, :rank], 0.0)
+    basis.with_level(level)
+    rest = basis.less(basis.centred(outside), level, transfer)
+    return Columns.join([rest, basis.centred(unsound)])
+
+
+def _accept(
+    basis: Basis, columns: Columns, products: np.ndarray, noise: np.ndarray, able: np.ndarray, n_slices: int
+) -> tuple[Level, np.ndarray, np.ndarray]:
+    """A level of candidates by pivoted Cholesky, the clearest signal first.
+
+    Returns it with the candidates chosen, and how the level explains all columns of `products`.
+    """
+    error = basis.combination_error(columns.weights, n_slices)
+    norm = np.sqrt(np.maximum(products.diagonal()[: len(noise)], 0.0))
+    clear = able[norm[able] > CLEAR * np.maximum(noise, FLOOR / CLEAR * error)[able]]
+    if len(clear):
+        unit = products[np.ix_(clear, clear)] / norm[clear][:, None] / norm[clear]
+        _, order, rank, _ = lapack.dpstrf(np.asfortranarray(unit), tol=BULK_PIVOT)
+        chosen = clear[order[:rank] - 1]
+    else:
+        chosen = _clearest(basis, columns, products, noise, error, able)
+    length = norm[chosen]
+    unit = products[np.ix_(chosen, chosen)] / length[:, None] / length
+    upper = np.linalg.cholesky(unit).T
+    blur = float((error[chosen] / length).max() / upper.diagonal().min())
+    level = Level(
+        columns.own[chosen],
+        (columns.weights[0][:, chosen].copy(), columns.weights[1][:, chosen].copy()),
+        length,
+        upper,
+        blur,
+    )
+    return level, chosen, level.solve(products[chosen])
+
+
+def _clearest(
+    basis: Basis,
+    columns: Columns,
+    products: np.ndarray,
+    noise: np.ndarray,
+    error: np.ndarray,
+    able: np.ndarray,
+) -> np.ndarray:
+    """Candidates whose signals stand out of the noise also when the ones before them are taken away."""
+    n_candidates = len(noise)
+    left = products[:n_candidates, :n_candidates] / noise[:, None] / noise
+    rows: list[np.ndarray] = []
+    chosen: list[int] = []
+    floor = np.maximum(LEAST_PIVOT * left.diagonal(), (FLOOR * error / noise) ** 2)
+    pool = np.zeros(n_candidates, dtype=bool)
+    pool[able] = True
+    level = np.ones(n_candidates)  # noise of the reduced columns, in units of `noise`
+    while pool.any():
+        square = np.where(pool, left.diagonal(), -1.0)
+        if chosen and (square < (NEAR * DEPENDENT * level) ** 2)[pool].any():
+            triangle = np.array(rows)
+            transfer = solve_triangular(np.triu(triangle[:, chosen]), triangle)
+            transfer *= noise / noise[chosen][:, None]
+            high = columns.weights[0] - columns.weights[0][:, chosen] @ transfer
+            level = np.where(pool, basis.noise((high, high)) / noise, 1.0)
+        clearness = np.where(pool, square / level**2, -1.0)
+        best = int(clearness.argmax())
+        if clearness[best] <= DEPENDENT**2:
+            break
+        rows.append(left[best] / np.sqrt(left[best, best]))
+        chosen.append(best)
+        left = left - np.outer(rows[-1], rows[-1])
+        pool[best] = False
+        pool &= left.diagonal() > floor
+    return np.array(chosen)
