@@ -109,8 +109,14 @@ def matmul(
     n_rows, n_inner, n_columns = len(a[0]), len(b[0]), b[0].shape[1]
     if n_rows * n_inner * n_columns > FEW_PRODUCTS and min(n_rows, n_inner, n_columns) >= FEW_COLUMNS:
         return _sliced_product(a, b)
+    if n_rows < n_columns:
+        high, low = matmul((b[0].T, b[1].T), (a[0].T, a[1].T))
+        return high.T, low.T
     high, low = np.zeros((n_rows, n_columns)), np.zeros((n_rows, n_columns))
-    if n_inner == 0:
+    if n_inner < n_columns:
+        for i in range(n_inner):
+            left, right = (a[0][:, i, None], a[1][:, i, None]), (b[0][None, i], b[1][None, i])
+            high, low = add((high, low), multiply(left, right))
         return high, low
     transposed = a[0].T, a[1].T
     for column in range(n_columns):

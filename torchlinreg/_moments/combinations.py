@@ -46,51 +46,55 @@ class CombinationsOf:
     def __init__(self, frame: Frame, combinations: Combinations, n_new: int, n_slices: int = 0) -> None:
         device = frame.shift.device
         self._frame = frame
+        self._scale = torch.ones_like(frame.shift) if frame.scale is None else frame.scale
         self._n_new = n_new
         self._n_slices = n_slices
         self._n_columns = 1 + combinations.n_features
         self._own = combinations.own
         high, low = combinations.weights
         self._design = np.flatnonzero(np.abs(high).max(1, initial=0.0))
-        self._coef = tuple(torch.from_numpy(-part[self._design]).to(device) for part in (high, low))
+        self._coef = (
+            torch.from_numpy(-high[self._design]).to(device),
+            torch.from_numpy(-low[self._design]).to(device),
+        )
         self._contrast = torch.from_numpy(high.copy()).to(device)
+        self._is_shifted = bool(frame.shift[1 : self._n_columns].any())
         features = (self._own < self._n_columns).nonzero()[0]
         self._contrast[self._own[features], features] = 1.0
         self._targets = (self._own >= self._n_columns).nonzero()[0]
 
     def __call__(self, block: Block) -> torch.Tensor:
-        z, columns, weight = (self._exact if self._n_slices else self._in_float64)(block)
-        new = z[:, z.shape[1] - self._n_new :]
-        if weight is not None:
-            new = new * weight[:, None]
-        return torch.cat([columns.mT @ new, z.mT @ new])
+        return self._exact(block) if self._n_slices else self._in_float64(block)
 
-    def _in_float64(self, block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def _in_float64(self, block: Block) -> torch.Tensor:
+        """X is read where it is if there is no shift; scales go into the weights."""
         assert block.X is not None
-        columns = torch.empty((len(block.y), self._n_columns), dtype=torch.float64, device=block.y.device)
-        columns[:, 0] = 1.0
-        columns[:, 1:] = block.X
-        shift, scale = self._frame
-        columns[:, 1:] -= shift[1 : self._n_columns]
-        if scale is not None:
-            columns *= scale[: self._n_columns]
-        z = columns @ self._contrast
+        X = block.X.to(torch.float64)
+        inside = slice(1, self._n_columns)
+        if self._is_shifted:
+            X = X - self._frame.shift[inside]
+        z = X @ (self._scale[inside, None] * self._contrast[1:]) + self._contrast[0]
         if len(self._targets):
             own = self._own[self._targets]
-            y = block.y[:, own - self._n_columns] - shift[own]
-            z[:, self._targets] += y if scale is None else y * scale[own]
-        return z, columns, block.weight
+            y = block.y[:, own - self._n_columns] - self._frame.shift[own]
+            z[:, self._targets] += y * self._scale[own]
+        new = z[:, z.shape[1] - self._n_new :]
+        if block.weight is not None:
+            new = new * block.weight[:, None]
+        of_x = self._scale[inside, None] * (X.mT @ new)
+        return torch.cat([new.sum(0, keepdim=True), of_x, z.mT @ new])
 
-    def _exact(self, block: Block) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Rows times powers of two near the square roots of their weights, and what is left of these."""
+    def _exact(self, block: Block) -> torch.Tensor:
+        """Of rows times powers of two near the square roots of their weights, and what is left of these."""
         rows = exact_rows(block, self._frame)
         design = rows.columns(self._design)
-        high, low = self._coef
-        z = exact_residual(design.slices(self._n_slices), design.scale, (high, low), rows.columns(self._own))[
-            0
-        ]
+        slices = design.slices(self._n_slices)
+        z, _ = exact_residual(slices, design.scale, self._coef, rows.columns(self._own))
+        new = z[:, z.shape[1] - self._n_new :]
+        if rows.remainder_weight is not None:
+            new = new * rows.remainder_weight[:, None]
         inside = slice(self._n_columns)
-        return z, rows.high[:, inside] * rows.scale[inside], rows.remainder_weight
+        return torch.cat([rows.scale[inside, None] * (rows.high[:, inside].mT @ new), z.mT @ new])
 
 
 def combinations_of_moments(moments: ExactMoments, combinations: Combinations, n_new: int) -> np.ndarray:

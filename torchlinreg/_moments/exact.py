@@ -56,10 +56,7 @@ def exact_rows(block: Block, frame: Frame) -> ExactRows:
     columns[:, 0] = 1
     columns[:, 1 : 1 + n_features] = block.X
     columns[:, 1 + n_features :] = block.y
-    high, low = columns, None
-    if frame.shift.any():
-        high, low = dd.two_sum(columns, -frame.shift)
-        low = low if low.any() else None
+    high, low = columns, _shift_exactly(columns, frame.shift)
     factor = torch.ones_like(frame.shift) if frame.scale is None else frame.scale
     remainder_weight = row_scale = None
     if block.weight is not None:
@@ -67,13 +64,30 @@ def exact_rows(block: Block, frame: Frame) -> ExactRows:
         high *= row_scale
     if frame.scale is not None:
         high *= frame.scale
-    lowest, highest = torch.aminmax(high, dim=0)
-    scale = dd.slice_scale(torch.maximum(-lowest, highest))
+    scale = dd.slice_scale(high.abs().amax(0))
     high /= scale
     if low is not None:
         low *= factor / scale
         low = low if row_scale is None else low * row_scale
     return ExactRows(high, low, scale, remainder_weight)
+
+
+def _shift_exactly(columns: torch.Tensor, shift: torch.Tensor) -> torch.Tensor | None:
+    """Subtract shifts in place, and return what rounding leaves out; None where that is nothing."""
+    shifted = shift.nonzero()[:, 0]
+    if len(shifted) == 0:
+        return None
+    if len(shifted) > len(shift) // 2:
+        high, low = dd.two_sum(columns, -shift)
+        columns.copy_(high)
+        return low if low.any() else None
+    high, rest = dd.two_sum(columns[:, shifted], -shift[shifted])
+    columns[:, shifted] = high
+    if not rest.any():
+        return None
+    low = torch.zeros_like(columns)
+    low[:, shifted] = rest
+    return low
 
 
 def _split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,23 +108,24 @@ def exact_product(
     cut into batches. Levels beyond the last are dropped. Shape: (n_levels, n_left, n_right).
     """
     n_rows = len(left[0])
-    n_batches = -(-n_rows // dd.EXACT_INNER_LENGTH)
-    length = -(-n_rows // n_batches)
-
-    def batched(part: torch.Tensor) -> torch.Tensor:
-        padding = n_batches * length - n_rows
-        if padding:
-            part = torch.nn.functional.pad(part, (0, 0, 0, padding))
-        return part.reshape(n_batches, length, -1)
-
-    partners = torch.cat([batched(part) for part in right], dim=2)
+    length = n_rows // -(-n_rows // dd.EXACT_INNER_LENGTH)
+    n_whole = n_rows // length * length
+    partners = torch.cat(right, dim=1)
     width = right[0].shape[1]
-    shape = n_batches, last_level + 1, left[0].shape[1], width
-    high = torch.zeros(shape, dtype=torch.float64, device=partners.device)
-    for i, part in enumerate(left[: last_level + 1]):
-        n_partners = min(len(right), last_level + 1 - i)
-        products = torch.bmm(batched(part).mT, partners[:, :, : n_partners * width])
-        high[:, i : i + n_partners] += products.reshape(n_batches, -1, n_partners, width).transpose(1, 2)
+    parts = []
+    for rows, size in ((slice(0, n_whole), length), (slice(n_whole, n_rows), n_rows - n_whole)):
+        if size == 0:
+            continue
+        of_right = partners[rows].view(-1, size, partners.shape[1])
+        shape = len(of_right), last_level + 1, left[0].shape[1], width
+        high = torch.zeros(shape, dtype=torch.float64, device=partners.device)
+        for i, part in enumerate(left[: last_level + 1]):
+            n_partners = min(len(right), last_level + 1 - i)
+            of_left = part[rows].reshape(-1, size, part.shape[1])
+            products = torch.bmm(of_left.mT, of_right[:, :, : n_partners * width])
+            high[:, i : i + n_partners] += products.view(len(products), -1, n_partners, width).transpose(1, 2)
+        parts.append(high)
+    high = parts[0] if len(parts) == 1 else torch.cat(parts)
     return dd.sum_over_first_axis((high, torch.zeros_like(high)))
 
 

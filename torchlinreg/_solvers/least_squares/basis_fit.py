@@ -49,10 +49,12 @@ ALLOWED_OF_Y = 1e-13
 
 
 class Move(NamedTuple):
-    """Coefficients of least norm, and a bound on how far the predictions moved on the way to them."""
+    """Coefficients of least norm, and how they came about."""
 
     coef: DoubleDouble  # shape: (1 + n_features, n_targets)
-    change: np.ndarray  # shape: (n_targets,)
+    weights: np.ndarray  # null vectors; shape: (1 + n_features, n_null)
+    amount: np.ndarray  # of each null vector; shape: (n_null, n_targets)
+    limited: bool  # whether they are of least norm only as far as predictions allow
 
 
 @dataclass(frozen=True)
@@ -178,15 +180,14 @@ def fit_on_basis(
                 null_norm = np.sqrt(np.maximum(products.diagonal(), 0.0))
     limited = False
     if n_null:
-        move, limited = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=null_refined)
-        if accuracy is not None and accuracy.error_of(move.coef, null, move) > tol:
+        move = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=null_refined)
+        if accuracy is not None and accuracy.error_of_moved(coef, move) > tol:
             refined = _refine(basis, coef, null, rss, tol, limit)
             coef, null, error = refined.coef, refined.null, refined.error
             n_passes += refined.n_passes
-            move, limited = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=True)
-        coef = move.coef
-    fit = BasisFit(basis, coef, null, rss, error if error > tol else 0.0, limited, n_passes)
-    return fit
+            move = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=True)
+        coef, limited = move.coef, move.limited
+    return BasisFit(basis, coef, null, rss, error if error > tol else 0.0, limited, n_passes)
 
 
 def _rss_of_moments(basis: Basis, targets: Columns) -> np.ndarray:
@@ -208,15 +209,28 @@ class _Accuracy:
         self._gain = np.sqrt((inverse**2).sum(1))[:, None] / level.norm[:, None]
         self._gram_gain = np.sqrt(((inverse @ inverse.T) ** 2).sum(1))[:, None] / level.norm[:, None]
 
-    def error_of(self, coef: DoubleDouble, null: Columns | None = None, move: Move | None = None) -> float:
-        """The largest relative error of a coefficient or intercept, also after a move along null vectors."""
+    def error_of(self, coef: DoubleDouble) -> float:
+        """The largest relative error of a coefficient or intercept."""
+        return _largest_error(self._basis, coef, self._errors(coef), NEGLIGIBLE)
+
+    def error_of_moved(self, basic: DoubleDouble, move: Move) -> float:
+        """The error after a move along null vectors, each of which a float64 pass left at its rounding."""
+        basis, p = self._basis, self._basis.n_features
+        own = basis.levels[0].own
+        error = self._errors(basic)
+        size = np.sqrt(((move.weights[1:] * basis.framed_norm[:p, None]) ** 2).sum(0))
+        moved = EPS * size[:, None] * np.abs(move.amount)
+        error[own] += self._gain * np.sqrt((move.weights[1 + own] != 0) @ moved**2)
+        return _largest_error(basis, move.coef, error, NEGLIGIBLE)
+
+    def _errors(self, coef: DoubleDouble) -> np.ndarray:
         basis, p = self._basis, self._basis.n_features
         own = basis.levels[0].own
         size = np.sqrt(((coef[0][1:] * basis.framed_norm[:p, None]) ** 2).sum(0))
         error = np.zeros_like(coef[0][1:])
         error[own] = self._gram_gain * (2 * basis.source.roundoff * self._residual_norm)
         error[own] += self._gain * (EPS * size)
-        return _largest_error(basis, coef, error, NEGLIGIBLE)
+        return error
 
 
 def _largest_error(basis: Basis, coef: DoubleDouble, error: np.ndarray, least: float) -> float:
@@ -351,8 +365,8 @@ def _to_minimum_norm(
     residual_norm: np.ndarray,
     *,
     refined: bool,
-) -> tuple[Move, bool]:
-    """The fit of least norm, and whether it is so only as far as the null vectors are known.
+) -> Move:
+    """The fit of least norm, as far as the null vectors are known.
 
     In the user's units, if the move there changes predictions by no more than ALLOWED of the residuals; else
     in standard deviations of the columns; else the fit on the basis alone.
@@ -377,8 +391,8 @@ def _to_minimum_norm(
             part[1:][live] = new / power
             part[:1] = first
         certain = in_user_units and bool((change <= sure).all())
-        return Move(moved, change), not certain
-    return Move(coef, np.zeros(coef[0].shape[1])), True
+        return Move(moved, weights[0], amount[0], not certain)
+    return Move(coef, weights[0], np.zeros((len(null.own), coef[0].shape[1])), limited=True)
 
 
 def _cleaned(basis: Basis, null: Columns, norm: np.ndarray, units: float) -> tuple[DoubleDouble, np.ndarray]:

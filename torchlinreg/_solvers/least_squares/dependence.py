@@ -82,7 +82,7 @@ def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool) -> Sea
         if not n_slices:
             blurred = norm < SHARP / 4 * basis.combination_error(candidates.weights, 0)
         used = n_slices
-        if n_slices or (blurred & ~dependent).any():
+        if n_slices or (blurred & settled & ~dependent).any():
             n_slices = 3 if n_slices else 2
         null.append(candidates.take(dependent))
         null_norm.append(norm[dependent])
