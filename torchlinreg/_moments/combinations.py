@@ -7,14 +7,17 @@ columns explain of it. Where little is left, products of z tell far more of it t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from torchlinreg._data.rows import Block
 from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments, exact_rows
-from torchlinreg._moments.gradient import exact_residual
+from torchlinreg._moments.gradient import GradientSums, exact_residual, sums_over_rows
 from torchlinreg._moments.moments import Frame
 
 DoubleDouble = tuple[np.ndarray, np.ndarray]
@@ -36,10 +39,30 @@ class Combinations:
         return len(self.weights[0]) - 1
 
 
+class CombinationSums(NamedTuple):
+    """Products of combinations with the columns of x and with each other, summed over rows in float64."""
+
+    of_x: GradientSums  # with [1, x], in the units of the data; shape: (1 + n_features, n_new)
+    of_z: torch.Tensor  # shape: (n_combinations, n_new)
+
+    @staticmethod
+    def merge(a: CombinationSums, b: CombinationSums) -> CombinationSums:
+        """Products over the rows of both."""
+        return CombinationSums(GradientSums.merge(a.of_x, b.of_x), a.of_z + b.of_z)
+
+
+class Products(NamedTuple):
+    """Products of combinations in a frame."""
+
+    of_x: np.ndarray  # with [1, x]; shape: (1 + n_features, n_new)
+    of_z: np.ndarray  # with each other; shape: (n_combinations, n_new)
+    error: np.ndarray  # rounding errors of `of_x`
+
+
 class CombinationsOf:
     """Products ``[1, x, z].T @ (weight * z)`` of a block, the last with those of the last `n_new` z only.
 
-    Products are summed in float64. Each z is formed in float64, or with `n_slices` slices, which leave an
+    Each z is formed in float64, or with `n_slices` slices, which leave an
     error of 2^-72 (2 slices) or 2^-95 (3) of its largest term.
     """
 
@@ -51,6 +74,7 @@ class CombinationsOf:
         self._n_slices = n_slices
         self._n_columns = 1 + combinations.n_features
         self._own = combinations.own
+        self._weights = combinations.weights
         high, low = combinations.weights
         self._design = np.flatnonzero(np.abs(high).max(1, initial=0.0))
         self._coef = (
@@ -63,10 +87,63 @@ class CombinationsOf:
         self._contrast[self._own[features], features] = 1.0
         self._targets = (self._own >= self._n_columns).nonzero()[0]
 
-    def __call__(self, block: Block) -> torch.Tensor:
+    def __call__(self, block: Block) -> CombinationSums:
+        if block.csr is not None:
+            return self._of_csr(block, block.csr.astype(np.float64))
         return self._exact(block) if self._n_slices else self._in_float64(block)
 
-    def _in_float64(self, block: Block) -> torch.Tensor:
+    def finish(self, sums: CombinationSums) -> Products:
+        """Products in the frame."""
+        scale = self._scale[: self._n_columns, None]
+        return Products(
+            (scale * sums.of_x.total).cpu().numpy(),
+            sums.of_z.cpu().numpy(),
+            (EPS * scale * sums.of_x.deviation).cpu().numpy(),
+        )
+
+    def _of_csr(self, block: Block, X: sparse.csr_array) -> CombinationSums:
+        """Straight from the stored entries; the frame does not shift x."""
+        scale = self._scale.numpy()
+        inside = slice(1, self._n_columns)
+        y = (block.y - self._frame.shift[self._n_columns :]).numpy() * scale[self._n_columns :]
+        if self._n_slices:
+            z = self._exact_csr(X, y)
+        else:
+            z = X @ (scale[inside, None] * self._contrast[1:].numpy()) + self._contrast[0].numpy()
+            z[:, self._targets] += y[:, self._own[self._targets] - self._n_columns]
+        new = z[:, z.shape[1] - self._n_new :]
+        if block.weight is not None:
+            new = new * block.weight.numpy()[:, None]
+        total = np.concatenate([new.sum(0, keepdims=True), X.T @ new])
+        n_stored = np.concatenate([[len(new)], np.bincount(X.indices, minlength=X.shape[1])])
+        deviation = np.sqrt(2 * n_stored)[:, None] * np.abs(total)
+        of_x = GradientSums(torch.from_numpy(total), torch.from_numpy(deviation))
+        return CombinationSums(of_x, torch.from_numpy(z.T @ new))
+
+    def _exact_csr(self, X: sparse.csr_array, y: np.ndarray) -> np.ndarray:
+        """Combinations from products of slices of entries and of weights, which are exact."""
+        high, low = (part.copy() for part in self._weights)
+        scale = self._scale.numpy()[1 : self._n_columns, None]
+        largest = dd.slice_scale(abs(X).max(axis=0).toarray().ravel())[:, None]
+        features = (self._own < self._n_columns).nonzero()[0]
+        high[self._own[features], features] = 1.0
+        coef = high[1:] * (scale * largest), low[1:] * (scale * largest)
+        coef_scale = dd.slice_scale(np.abs(coef[0]).max(0, initial=0.0))
+        of_coef = dd.slices(coef[0] / coef_scale, coef[1] / coef_scale, self._n_slices)
+        of_X = dd.slices(X.data / largest[X.indices, 0], None, self._n_slices)
+        z = np.broadcast_to(high[0], (X.shape[0], len(self._own))).copy()
+        z[:, self._targets] += y[:, self._own[self._targets] - self._n_columns]
+        rest = np.broadcast_to(low[0], z.shape).copy()
+        for level in range(2 * self._n_slices - 1):
+            for i in range(max(0, level + 1 - self._n_slices), min(level + 1, self._n_slices)):
+                if not of_X[i].any():
+                    continue
+                part = sparse.csr_array((of_X[i], X.indices, X.indptr), shape=X.shape)
+                z, error = dd.two_sum(z, (part @ of_coef[level - i]) * coef_scale)
+                rest += error
+        return z + rest
+
+    def _in_float64(self, block: Block) -> CombinationSums:
         """X is read where it is if there is no shift; scales go into the weights."""
         assert block.X is not None
         X = block.X.to(torch.float64)
@@ -81,10 +158,9 @@ class CombinationsOf:
         new = z[:, z.shape[1] - self._n_new :]
         if block.weight is not None:
             new = new * block.weight[:, None]
-        of_x = self._scale[inside, None] * (X.mT @ new)
-        return torch.cat([new.sum(0, keepdim=True), of_x, z.mT @ new])
+        return CombinationSums(sums_over_rows(X, new), z.mT @ new)
 
-    def _exact(self, block: Block) -> torch.Tensor:
+    def _exact(self, block: Block) -> CombinationSums:
         """Of rows times powers of two near the square roots of their weights, and what is left of these."""
         rows = exact_rows(block, self._frame)
         design = rows.columns(self._design)
@@ -93,11 +169,19 @@ class CombinationsOf:
         new = z[:, z.shape[1] - self._n_new :]
         if rows.remainder_weight is not None:
             new = new * rows.remainder_weight[:, None]
-        inside = slice(self._n_columns)
-        return torch.cat([rows.scale[inside, None] * (rows.high[:, inside].mT @ new), z.mT @ new])
+        inside = slice(1, self._n_columns)
+        # In the units of the data, like the others. Ones are powers of two near the roots of weights.
+        unit = (rows.scale[inside] / self._scale[inside])[:, None]
+        total, deviation = sums_over_rows(rows.high[:, inside], new)
+        total[1:] *= unit
+        deviation[1:] *= unit
+        if rows.remainder_weight is not None:
+            ones = sums_over_rows(rows.high[:, :1] * rows.scale[:1], new)
+            total[0], deviation[0] = ones.total[1], ones.deviation[1]
+        return CombinationSums(GradientSums(total, deviation), z.mT @ new)
 
 
-def combinations_of_moments(moments: ExactMoments, combinations: Combinations, n_new: int) -> np.ndarray:
+def combinations_of_moments(moments: ExactMoments, combinations: Combinations, n_new: int) -> Products:
     """Products as `CombinationsOf` sums them, from moments of about 100 bits; their rows may be gone."""
     n_combinations = len(combinations.own)
     n_columns = 1 + combinations.n_features
@@ -109,4 +193,5 @@ def combinations_of_moments(moments: ExactMoments, combinations: Combinations, n
     new = contrast[0][:, n_combinations - n_new :], contrast[1][:, n_combinations - n_new :]
     products = dd.matmul((moments.high.numpy(), moments.low.numpy()), new)
     squares = dd.matmul((contrast[0].T, contrast[1].T), products)
-    return np.concatenate([products[0][:n_columns], squares[0]])
+    of_x = products[0][:n_columns]
+    return Products(of_x, squares[0], EPS * np.abs(of_x))

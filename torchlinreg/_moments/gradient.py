@@ -117,7 +117,7 @@ class GradientOf:
         residual += torch.addmm(self._constant, block.y, self._contrast[1 + n_features :])
         if block.weight is not None:
             residual *= block.weight[:, None]
-        return _sums_over_rows(X, residual)
+        return sums_over_rows(X, residual)
 
     def finish(self, sums: GradientSums) -> tuple[np.ndarray, np.ndarray]:
         """The gradient with respect to the design's coefficients in the frame, and its rounding error."""
@@ -129,7 +129,7 @@ class GradientOf:
         return gradient[self._design].cpu().numpy(), error[self._design].cpu().numpy()
 
 
-def _sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
+def sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
     """Sums of the residuals and of their products with X, in stacks as short as a Gram matrix's.
 
     A stack of `length` products that sum to g in sequence, at worst at a steady rate, has a deviation of

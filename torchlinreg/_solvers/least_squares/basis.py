@@ -11,7 +11,7 @@ A ridge adds rows ``sqrt(ridge_j) e_j`` to x, and so ``w' diag(ridge) w`` to squ
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,13 @@ import torch
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.cholesky import DoubleDouble, inverse_of_upper, solve_upper
 from torchlinreg._linalg.gram import EPS
-from torchlinreg._moments.combinations import Combinations, CombinationsOf, combinations_of_moments
+from torchlinreg._moments.combinations import (
+    Combinations,
+    CombinationsOf,
+    CombinationSums,
+    Products,
+    combinations_of_moments,
+)
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import Depth
 from torchlinreg._moments.moments import Frame, symmetric
@@ -47,7 +53,7 @@ class Source(Protocol):
     square_roundoff: float  # of squares of combinations, relative to those of their terms
     all_exact: bool  # whether combinations in float64 save nothing
 
-    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> np.ndarray:
+    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
         """Products ``[1, x, z].T @ z_new``; see `CombinationsOf`."""
         ...
 
@@ -90,10 +96,10 @@ class RowsSource:
         self.roundoff = moments.roundoff
         self.all_exact = problem.is_small
 
-    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> np.ndarray:
+    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
         of = CombinationsOf(self.frame, combinations, n_new, n_slices)
-        products: np.ndarray = self._problem.blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
-        return products
+        blocks = self._problem.blocks
+        return of.finish(blocks.map_reduce(of, CombinationSums.merge, dense=not blocks.is_sparse))
 
     def gradient(
         self, design: np.ndarray, responses: np.ndarray, coef: DoubleDouble, depth: Depth
@@ -117,7 +123,7 @@ class MomentsSource:
         self.square_roundoff = moments.unit_roundoff
         self.roundoff = max(EPS, moments.unit_roundoff)
 
-    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> np.ndarray:
+    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
         return combinations_of_moments(self._moments, combinations, n_new)
 
     def gradient(
@@ -161,6 +167,20 @@ class Columns:
         high, low = zip(*(part.weights for part in parts), strict=True)
         own = np.concatenate([part.own for part in parts])
         return Columns(own, (np.concatenate(high, axis=1), np.concatenate(low, axis=1)))
+
+
+class Projection(NamedTuple):
+    """Columns less their projection on a basis."""
+
+    columns: Columns
+    before: np.ndarray  # products of the columns with each other
+    products: np.ndarray  # products of what the projection leaves
+    error: np.ndarray  # of products with features about their means; shape: (n_features, n_columns)
+
+    @property
+    def norm(self) -> np.ndarray:
+        """Norms of what the projection leaves."""
+        return np.sqrt(np.maximum(self.products.diagonal(), 0.0))
 
 
 class Basis:
@@ -239,8 +259,8 @@ class Basis:
                 step[0][0], step[1][0] = moved[0][0], moved[1][0]
         return Columns(columns.own, dd.add(columns.weights, step))
 
-    def project(self, columns: Columns, n_slices: int) -> tuple[Columns, np.ndarray, np.ndarray]:
-        """Columns less their projection on the basis, their products before it, and after; one pass."""
+    def project(self, columns: Columns, n_slices: int) -> Projection:
+        """Columns less their projection on the basis; one pass."""
         p = self.n_features
         later = [Columns(level.own, level.weights) for level in self.levels if level.weights is not None]
         formed = Columns.join([*later, columns])
@@ -252,10 +272,10 @@ class Basis:
         rest = high.copy(), low.copy()
         rest[0][1 + formed.own[own], own] = rest[1][1 + formed.own[own], own] = 0.0
         sums = self.source.products(Combinations(1 + formed.own, rest), n_new, n_slices)
-        total = sums[0] if self.fit_intercept else np.zeros(n_new)
+        total = sums.of_x[0] if self.fit_intercept else np.zeros(n_new)
         penalty = self.ridge[:, None] * high[1:, high.shape[1] - n_new :]
-        of_x = sums[1 : 1 + p] - np.outer(self.mean[:p], total) + penalty
-        of_z = sums[1 + p :] - np.outer(mean, total) + high[1:].T @ penalty
+        of_x = sums.of_x[1:] - np.outer(self.mean[:p], total) + penalty
+        of_z = sums.of_z - np.outer(mean, total) + high[1:].T @ penalty
         start = 0
         before = of_z[len(formed.own) - n_new :]
         after = before.copy()
@@ -270,7 +290,9 @@ class Basis:
             columns = self.less(columns, level, delta)
         moved = np.zeros_like(columns.weights[0])
         moved[0] = -total / self.weight_sum
-        return Columns(columns.own, dd.add(columns.weights, (moved, np.zeros_like(moved)))), before, after
+        moved_to = Columns(columns.own, dd.add(columns.weights, (moved, np.zeros_like(moved))))
+        error = np.hypot(sums.error[1:], self.mean[:p, None] * sums.error[:1])
+        return Projection(moved_to, before, after, error)
 
     def with_level(self, level: Level) -> None:
         """Take another level in."""

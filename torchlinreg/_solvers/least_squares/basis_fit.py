@@ -19,8 +19,8 @@ from torchlinreg._linalg.cholesky import (
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS, Depth
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg._solvers.least_squares.basis import Basis, Columns, Source
-from torchlinreg._solvers.least_squares.dependence import find_basis
+from torchlinreg._solvers.least_squares.basis import COMBINATION_ERRORS, Basis, Columns, Source
+from torchlinreg._solvers.least_squares.dependence import Search, find_basis
 from torchlinreg._solvers.least_squares.minimum_norm import shortest
 
 # Coefficients that change predictions by less than this share of y pass for zeros: in float64 passes, where
@@ -35,8 +35,6 @@ LEAST_RATE = 1e-10
 SETTLED = 1e-15
 # Share of a coefficient that gradients may be off by, with which depths are chosen.
 DEPTH_ERROR = 3e-13
-# Null vectors that go along in passes for the targets at no cost.
-FEW = 32
 # Null vectors whose residual is below this share of the rounding of the data are known to more than that.
 EXACTLY = 0.03
 # Terms of null vectors below this many units in the last place of their length are rounding: of those that
@@ -81,8 +79,8 @@ class BasisFit:
         Shape: (n_features, rank), in the user's units of x.
         """
         scale = self.basis.scale[: self.n_features, None]
-        weights = self.basis.whitening()[1:] * scale
-        return _across(self.null.weights[0][1:] * scale, weights)
+        weights = _across(self.basis, self.null, self.basis.whitening())
+        return weights[1:] * scale
 
     @cached_property
     def inverse(self) -> np.ndarray:
@@ -144,101 +142,127 @@ def fit_on_basis(
 ) -> BasisFit:
     """Solve for any condition and rank."""
     search = find_basis(source, ridge, fit_intercept=fit_intercept)
-    basis, null, rss = search.basis, search.null, search.rss
+    in_levels = len(search.basis.levels) > 1
+    found = None if source.all_exact or in_levels else _fit_by_sums(search, tol)
+    return found or _fit_by_gradients(search, tol, limit)
+
+
+def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
+    """The fit by residuals whose products are summed in float64; None where that loses digits.
+
+    Residuals in float64 come first, then exact ones.
+    """
+    basis, null = search.basis, search.null
+    columns, null_norm = search.targets, search.null_norm
+    k = len(columns.own)
     n_passes = 1 + search.n_passes  # with that of the moments
-    n_null = len(null.own)
-    in_levels = len(basis.levels) > 1
-    exact = source.all_exact or in_levels
-    targets, null_norm = search.targets, search.null_norm
-    accuracy = None
-    if not exact:
-        targets, _, products = basis.project(targets, 0)
+    for n_slices in (0, 2):
+        if n_slices:
+            columns = Columns.join([columns, null])
+        projection = basis.project(columns, n_slices)
         n_passes += 1
-        rss = np.maximum(products.diagonal(), 0.0)
-        accuracy = _Accuracy(basis, np.sqrt(rss))
-    elif rss is None:
-        rss = _rss_of_moments(basis, targets)
-    if n_null and in_levels and not source.all_exact:
-        null, _, products = basis.project(null, 3)
+        columns = projection.columns.take(slice(k))
+        if n_slices:
+            null, null_norm = projection.columns.take(slice(k, None)), projection.norm[k:]
+        residual_norm = projection.norm[:k]
+        accuracy = _Accuracy(basis, projection.error[:, :k], n_slices)
+        basic = dd.negative(columns.weights)
+        move = Move(basic, null.weights[0], np.zeros((len(null.own), k)), limited=False)
+        if len(null.own):
+            move = _to_minimum_norm(basis, basic, null, null_norm, residual_norm, refined=n_slices > 0)
+        if accuracy.error_of(basic, move) <= tol:
+            return BasisFit(basis, move.coef, null, residual_norm**2, 0.0, move.limited, n_passes)
+    return None
+
+
+def _fit_by_gradients(search: Search, tol: float, limit: int) -> BasisFit:
+    """The fit refined by exact gradients."""
+    basis, null, null_norm = search.basis, search.null, search.null_norm
+    n_passes = 1 + search.n_passes
+    measured = len(basis.levels) == 1 or basis.source.all_exact
+    if len(null.own) and not measured:
+        projection = basis.project(null, 3)
         n_passes += 1
-        null_norm = np.sqrt(np.maximum(products.diagonal(), 0.0))
-    coef = dd.negative(targets.weights)
-    null_refined = False
-    error = 0.0
-    if accuracy is None or accuracy.error_of(coef) > tol:
-        known = null_norm <= EXACTLY * basis.noise(null.weights)
-        null_refined = bool(n_null and (source.all_exact or known.any() if exact else n_null <= FEW))
-        refined = _refine(basis, coef, null if null_refined else null.take(slice(0)), rss, tol, limit)
-        coef, error, passes = refined.coef, refined.error, refined.n_passes
-        n_passes += passes
-        accuracy = None
-        if null_refined:
-            null = refined.null
-            if exact:
-                null, _, products = basis.project(null, 3)
-                n_passes += 1
-                null_norm = np.sqrt(np.maximum(products.diagonal(), 0.0))
-    limited = False
-    if n_null:
-        move = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=null_refined)
-        if accuracy is not None and accuracy.error_of_moved(coef, move) > tol:
-            refined = _refine(basis, coef, null, rss, tol, limit)
-            coef, null, error = refined.coef, refined.null, refined.error
-            n_passes += refined.n_passes
-            move = _to_minimum_norm(basis, coef, null, null_norm, np.sqrt(rss), refined=True)
+        null, null_norm = projection.columns, projection.norm
+    residual_norm = _residual_norm_of_moments(search) if search.rss is None else np.sqrt(search.rss)
+    known = null_norm <= EXACTLY * basis.noise(null.weights)
+    exactly = basis.source.all_exact or bool(known.any())
+    basic = dd.negative(search.targets.weights)
+    refined = _refine(basis, basic, null if exactly else null.take(slice(0)), residual_norm, limit)
+    n_passes += refined.n_passes
+    gains = basis.whitening()
+    coef, limited = refined.coef, False
+    if len(null.own):
+        if exactly:
+            projection = basis.project(refined.null, 3)
+            n_passes += 1
+            null, null_norm = projection.columns, projection.norm
+        move = _to_minimum_norm(basis, coef, null, null_norm, residual_norm, refined=exactly)
         coef, limited = move.coef, move.limited
-    return BasisFit(basis, coef, null, rss, error if error > tol else 0.0, limited, n_passes)
+        gains = _across(basis, null, gains)
+    error = _largest_error(basis, coef, _norms(basis, gains)[:, None] * refined.error, UNCERTAIN)
+    return BasisFit(basis, coef, null, residual_norm**2, error if error > tol else 0.0, limited, n_passes)
 
 
-def _rss_of_moments(basis: Basis, targets: Columns) -> np.ndarray:
-    """The targets' squares less what the only level explains."""
+def _residual_norm_of_moments(search: Search) -> np.ndarray:
+    """Norms of what the only level leaves of the targets."""
+    basis = search.basis
     level = basis.levels[0]
-    cross = basis.scatter[level.own][:, targets.own]
+    cross = basis.scatter[level.own][:, search.targets.own]
     explained = (cross * level.solve(cross)).sum(0)
-    return np.maximum(basis.square[targets.own] - explained, 0.0)
+    return np.sqrt(np.maximum(basis.square[search.targets.own] - explained, 0.0))
 
 
+@dataclass(frozen=True)
 class _Accuracy:
-    """Errors that a pass in float64 leaves in coefficients of a basis of one level."""
+    """Errors that a pass leaves in coefficients of a basis of one level, if its sums are in float64."""
 
-    def __init__(self, basis: Basis, residual_norm: np.ndarray) -> None:
-        level = basis.levels[0]
-        inverse = np.triu(inverse_of_upper(level.upper))
-        self._basis = basis
-        self._residual_norm = residual_norm
-        self._gain = np.sqrt((inverse**2).sum(1))[:, None] / level.norm[:, None]
-        self._gram_gain = np.sqrt(((inverse @ inverse.T) ** 2).sum(1))[:, None] / level.norm[:, None]
+    basis: Basis
+    product_error: np.ndarray  # of products of residuals with features; shape: (n_features, n_targets)
+    n_slices: int = 0  # with which residuals were formed; 0 for float64
 
-    def error_of(self, coef: DoubleDouble) -> float:
-        """The largest relative error of a coefficient or intercept."""
-        return _largest_error(self._basis, coef, self._errors(coef), NEGLIGIBLE)
+    @cached_property
+    def _inverse(self) -> np.ndarray:
+        inverse: np.ndarray = np.triu(inverse_of_upper(self.basis.levels[0].upper))
+        return inverse
 
-    def error_of_moved(self, basic: DoubleDouble, move: Move) -> float:
-        """The error after a move along null vectors, each of which a float64 pass left at its rounding."""
-        basis, p = self._basis, self._basis.n_features
+    @cached_property
+    def _gain(self) -> np.ndarray:
+        """How an error of unit norm in the predictions reaches the coefficients."""
+        return np.sqrt((self._inverse**2).sum(1))[:, None] / self.basis.levels[0].norm[:, None]
+
+    @cached_property
+    def _gram_gain(self) -> np.ndarray:
+        """How squared errors in the normal equations do, if those of each are independent."""
+        norm = self.basis.levels[0].norm
+        return (self._inverse @ self._inverse.T / norm[:, None] / norm) ** 2
+
+    def error_of(self, basic: DoubleDouble, move: Move) -> float:
+        """The largest relative error of a coefficient or intercept.
+
+        Null vectors, along which the basic coefficients were moved, are each off by the errors of residuals.
+        """
+        basis, p = self.basis, self.basis.n_features
         own = basis.levels[0].own
-        error = self._errors(basic)
-        size = np.sqrt(((move.weights[1:] * basis.framed_norm[:p, None]) ** 2).sum(0))
-        moved = EPS * size[:, None] * np.abs(move.amount)
-        error[own] += self._gain * np.sqrt((move.weights[1 + own] != 0) @ moved**2)
+        of_residuals = COMBINATION_ERRORS[self.n_slices] / 4
+        terms = [
+            np.sqrt(((part[1:] * basis.framed_norm[:p, None]) ** 2).sum(0))
+            for part in (basic[0], move.weights)
+        ]
+        error = np.zeros_like(basic[0])
+        error[1 + own] = np.sqrt(self._gram_gain @ self.product_error[own] ** 2)
+        error[1 + own] += self._gain * (of_residuals * terms)
+        moved = of_residuals * null_terms[:, None] * np.abs(move.amount)
+        error[1 + own] += self._gain * np.sqrt((move.weights[1 + own] != 0) @ moved**2)
+        error[0] = np.sqrt((((basis.mean + basis.origin)[:p, None] * error[1:]) ** 2).sum(0))
         return _largest_error(basis, move.coef, error, NEGLIGIBLE)
-
-    def _errors(self, coef: DoubleDouble) -> np.ndarray:
-        basis, p = self._basis, self._basis.n_features
-        own = basis.levels[0].own
-        size = np.sqrt(((coef[0][1:] * basis.framed_norm[:p, None]) ** 2).sum(0))
-        error = np.zeros_like(coef[0][1:])
-        error[own] = self._gram_gain * (2 * basis.source.roundoff * self._residual_norm)
-        error[own] += self._gain * (EPS * size)
-        return error
 
 
 def _largest_error(basis: Basis, coef: DoubleDouble, error: np.ndarray, least: float) -> float:
-    """The largest of errors of the features' coefficients, and of the intercept by them, relatively."""
-    p = basis.n_features
-    of_intercept = np.sqrt((((basis.mean + basis.origin)[:p, None] * error) ** 2).sum(0))
-    values, counted = _values(basis, coef, np.arange(p, p + coef[0].shape[1]), least)
-    return _largest_ratio(np.concatenate([of_intercept[None], error]), values, counted)
+    """The largest of the errors of the intercept and the coefficients, relative to them."""
+    values, counted = _values(basis, coef, np.arange(basis.n_features, len(basis.mean)), least)
+    ratio = np.divide(error, values, out=np.zeros_like(values), where=counted)
+    return float(ratio.max(initial=0.0))
 
 
 def _values(
@@ -260,20 +284,17 @@ def _values(
     return values, counted
 
 
-def _largest_ratio(error: np.ndarray, values: np.ndarray, counted: np.ndarray) -> float:
-    ratio = np.divide(error, values, out=np.zeros_like(values), where=counted)
-    return float(ratio.max(initial=0.0))
-
-
 class _Refined(NamedTuple):
+    """Coefficients and null vectors, and the norm that predictions may be off by, per target."""
+
     coef: DoubleDouble
     null: Columns
-    error: float
+    error: np.ndarray
     n_passes: int
 
 
 def _refine(
-    basis: Basis, coef: DoubleDouble, null: Columns, rss: np.ndarray, tol: float, limit: int
+    basis: Basis, coef: DoubleDouble, null: Columns, residual_norm: np.ndarray, limit: int
 ) -> _Refined:
     """Passes with exact gradients, for targets and null vectors, until the next would change nothing."""
     p, k, n_null = basis.n_features, coef[0].shape[1], len(null.own)
@@ -287,11 +308,11 @@ def _refine(
     square = np.concatenate([basis.square[p : p + k], basis.square[null.own]])
     size = np.where(square > 0, np.sqrt(square), 1.0)
     penalty = np.concatenate([np.zeros(1), basis.ridge])[design][:, None]
-    gains = _gains(basis)[:, None]
+    gains = _norms(basis, basis.whitening())[:, None]
     slowest = max(LEAST_RATE, *(2 * level.blur for level in basis.levels))
-    depth, floor = _depth(basis, gains, coef, np.sqrt(rss))
+    depth, floor = _depth(basis, gains, coef, residual_norm)
     previous, active = size.copy(), np.arange(k + n_null)
-    left = np.zeros_like(both[0])
+    left = np.zeros(k + n_null)
     n_passes = 0
     while n_passes < limit and len(active):
         here = both[0][:, active], both[1][:, active]
@@ -309,29 +330,26 @@ def _refine(
             part[:, active[~stalled]] = new[:, ~stalled]
         rate = np.maximum(energy / previous[active], slowest)
         previous[active] = np.where(energy > 0, energy, 1.0)
-        error = gains * (rate * energy)
+        left[active] = rate * energy
+        error = gains * left[active]
         now = both[0][:, active], both[1][:, active]
         values, counted = _values(basis, now, responses[active] - 1, ZERO)
         finished = (energy == 0) | ~((error > SETTLED * values) & counted).any(0)
-        left[:, active] = error
         active = active[~(stalled | finished)]
     n = slice(k, None)
     weights = -both[0][:, n], -both[1][:, n]
     weights[0][at_own] = 1.0
     refined = both[0][:, :k], both[1][:, :k]
-    values, counted = _values(basis, refined, np.arange(p, p + k), UNCERTAIN)
-    error = _largest_ratio(left[:, :k] + gains * floor, values, counted)
-    return _Refined(refined, Columns(null.own, weights), error, n_passes)
+    return _Refined(refined, Columns(null.own, weights), left[:k] + floor, n_passes)
 
 
-def _gains(basis: Basis) -> np.ndarray:
+def _norms(basis: Basis, whitening: np.ndarray) -> np.ndarray:
     """How an error of unit norm in the predictions reaches the intercept (first) and the coefficients."""
-    weights = basis.whitening()
-    origin = np.concatenate([np.zeros(1), basis.origin[: basis.n_features]])
-    weights[0] -= origin @ weights
-    gains = (weights**2).sum(1)
-    gains[0] += 1 / basis.weight_sum
-    return np.sqrt(gains)
+    origin = np.concatenate([[0.0], basis.origin[: basis.n_features]])
+    gains = (whitening**2).sum(1)
+    gains[0] = ((whitening[0] - origin @ whitening) ** 2).sum() + 1 / basis.weight_sum
+    norms: np.ndarray = np.sqrt(gains)
+    return norms
 
 
 def _depth(
@@ -413,12 +431,15 @@ def _times(values: DoubleDouble, power: np.ndarray) -> DoubleDouble:
     return values[0] * power, values[1] * power
 
 
-def _across(null: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weights less their part along null vectors."""
-    if null.shape[1] == 0:
+def _across(basis: Basis, null: Columns, weights: np.ndarray) -> np.ndarray:
+    """Weights less their part along null vectors, in the user's units."""
+    directions = null.weights[0]
+    if directions.shape[1] == 0:
         return weights
-    directions = np.linalg.qr(null / np.sqrt((null**2).sum(0)))[0]
-    across: np.ndarray = weights - directions @ (directions.T @ weights)
+    unit = basis.scale[: basis.n_features, None]
+    length = np.sqrt(((directions[1:] * unit) ** 2).sum(0))
+    amount = np.linalg.lstsq(directions[1:] * unit / length, weights[1:] * unit, rcond=None)[0]
+    across: np.ndarray = weights - directions / length @ amount
     return across
 
 

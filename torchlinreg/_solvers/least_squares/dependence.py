@@ -67,7 +67,7 @@ def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool) -> Sea
     n_passes = 0
     while len(candidates.own):
         n_candidates = len(candidates.own)
-        both, before, products = basis.project(Columns.join([candidates, targets]), n_slices)
+        both, before, products, _ = basis.project(Columns.join([candidates, targets]), n_slices)
         n_passes += 1
         candidates, targets = both.take(slice(n_candidates)), both.take(slice(n_candidates, None))
         rss = np.maximum(products.diagonal()[n_candidates:], 0.0)
