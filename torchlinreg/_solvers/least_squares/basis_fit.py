@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -140,11 +140,21 @@ class BasisFit:
 def fit_on_basis(
     source: Source, ridge: np.ndarray, *, fit_intercept: bool, tol: float, limit: int = MAX_REFINEMENTS
 ) -> BasisFit:
-    """Solve for any condition and rank."""
-    search = find_basis(source, ridge, fit_intercept=fit_intercept)
-    in_levels = len(search.basis.levels) > 1
-    found = None if source.all_exact or in_levels else _fit_by_sums(search, tol)
-    return found or _fit_by_gradients(search, tol, limit)
+    """Solve for any condition and rank.
+
+    Where columns depend on each other only up to rounding, which of them form the basis is a choice: then it
+    is made in their order, so that the next power of x, say, never takes one away that fitted better.
+    """
+    n_passes = 0
+    for in_order in (False, True):
+        search = find_basis(source, ridge, fit_intercept=fit_intercept, in_order=in_order)
+        in_levels = len(search.basis.levels) > 1
+        found = None if source.all_exact or in_levels else _fit_by_sums(search, tol)
+        fit = found or _fit_by_gradients(search, tol, limit)
+        n_passes += fit.n_passes - in_order  # the moments' once
+        if not fit.limited:
+            break
+    return replace(fit, n_passes=n_passes)
 
 
 def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
@@ -245,10 +255,9 @@ class _Accuracy:
         basis, p = self.basis, self.basis.n_features
         own = basis.levels[0].own
         of_residuals = COMBINATION_ERRORS[self.n_slices] / 4
-        terms = [
-            np.sqrt(((part[1:] * basis.framed_norm[:p, None]) ** 2).sum(0))
-            for part in (basic[0], move.weights)
-        ]
+        framed = basis.framed_norm[:p, None]
+        terms = np.sqrt(((basic[0][1:] * framed) ** 2).sum(0))
+        null_terms = np.sqrt(((move.weights[1:] * framed) ** 2).sum(0))
         error = np.zeros_like(basic[0])
         error[1 + own] = np.sqrt(self._gram_gain @ self.product_error[own] ** 2)
         error[1 + own] += self._gain * (of_residuals * terms)
@@ -365,12 +374,12 @@ def _depth(
         for level in basis.levels
     )
     of_squares = basis.source.square_roundoff * size / smallest
+    values, counted = _values(basis, coef, np.arange(p, len(basis.mean)), NEGLIGIBLE)
     choices = DEPTHS[-1:] if basis.source.all_exact else DEPTHS
     for depth in choices:
         floor = depth.product_roundoff / smallest * residual_norm + depth.residual_roundoff * size
         floor = floor + of_squares
-        counted = terms > NEGLIGIBLE * y
-        if not (counted & (gains[1:] * floor > DEPTH_ERROR * np.abs(coef[0][1:]))).any():
+        if not (counted & (gains * floor > DEPTH_ERROR * values)).any():
             break
     return depth, floor
 
@@ -392,15 +401,13 @@ def _to_minimum_norm(
     p = basis.n_features
     weights, norm = _cleaned(basis, null, null_norm, CLEAN if refined else CLEAN_FLOAT64)
     live = np.abs(weights[0][1:]).max(1) > 0
-    raw = basis.raw_norm[:p, None]
-    rounding = EPS * np.sqrt(((coef[0][1:] * raw) ** 2).sum(0))
-    sure = ALLOWED * residual_norm + ALLOWED_OF_Y * basis.raw_norm[p:]
+    allowed = ALLOWED * residual_norm + ALLOWED_OF_Y * basis.raw_norm[p:]
     spread = np.where(basis.square[:p] > 0, np.sqrt(basis.square[:p]), 1.0)
     for in_user_units, unit in ((True, basis.scale[:p]), (False, spread)):
         power = np.exp2(np.round(np.log2(unit[live])))[:, None]
         found, amount = shortest(_times(_part(coef, live), power), _times(_part(weights, live), power))
         change = np.abs(amount[0]).T @ norm
-        if not np.isfinite(found[0]).all() or (change > ALLOWED * residual_norm + 2 * rounding).any():
+        if not np.isfinite(found[0]).all() or (change > allowed).any():
             continue
         moved = coef[0].copy(), coef[1].copy()
         along = dd.matmul((weights[0][:1], weights[1][:1]), amount)
@@ -408,8 +415,7 @@ def _to_minimum_norm(
         for part, new, first in zip(moved, found, intercept, strict=True):
             part[1:][live] = new / power
             part[:1] = first
-        certain = in_user_units and bool((change <= sure).all())
-        return Move(moved, weights[0], amount[0], not certain)
+        return Move(moved, weights[0], amount[0], limited=not in_user_units)
     return Move(coef, weights[0], np.zeros((len(null.own), coef[0].shape[1])), limited=True)
 
 

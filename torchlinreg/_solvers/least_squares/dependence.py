@@ -53,11 +53,15 @@ class Search:
     n_passes: int
 
 
-def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool) -> Search:
-    """Divide the features into a basis and those that depend on it; a pass for each level or so."""
+def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool, in_order: bool = False) -> Search:
+    """Divide the features into a basis and those that depend on it; a pass for each level or so.
+
+    With `in_order`, a column is judged by the columns before it alone, so that further columns never take
+    one out of the basis. That costs more levels.
+    """
     basis = Basis(source, ridge, fit_intercept=fit_intercept)
     p = basis.n_features
-    candidates = _first_level(basis)
+    candidates = _first_level(basis, in_order=in_order)
     first = basis.levels[0]
     targets = basis.centred(np.arange(p, len(basis.mean)))
     targets = basis.less(targets, first, first.solve(basis.scatter[first.own][:, p:]))
@@ -86,10 +90,15 @@ def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool) -> Sea
             n_slices = 3 if n_slices else 2
         null.append(candidates.take(dependent))
         null_norm.append(norm[dependent])
-        able = (~dependent & ~blurred & settled).nonzero()[0]
         waiting = ~dependent
+        able = waiting & ~blurred & settled
+        if in_order:
+            able &= np.logical_and.accumulate(able | dependent)
+        able = able.nonzero()[0]
         if len(able):
-            level, chosen, transfer = _accept(basis, candidates, products, noise, able, used)
+            level, chosen, transfer = _accept(
+                basis, candidates, products, noise, able, used, in_order=in_order
+            )
             rest = np.setdiff1d(np.arange(n_candidates), chosen)
             reduced = basis.less(candidates.take(rest), level, transfer[:, rest])
             for part, old in zip(candidates.weights, reduced.weights, strict=True):
@@ -110,7 +119,7 @@ def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool) -> Sea
     return Search(basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_slices, n_passes)
 
 
-def _first_level(basis: Basis) -> Columns:
+def _first_level(basis: Basis, *, in_order: bool) -> Columns:
     """Take well-conditioned columns of the Gram matrix into the basis; what is left of the others."""
     p = basis.n_features
     norm, framed, raw = (values[:p] for values in (np.sqrt(basis.square), basis.framed_norm, basis.raw_norm))
@@ -127,33 +136,51 @@ def _first_level(basis: Basis) -> Columns:
     if upper is not None and (upper.diagonal() ** 2 > least_pivot).all():
         basis.with_level(Level(alive, None, norm[alive], upper, 0.0))
         return basis.centred(unsound)
-    factor, order, rank, _ = lapack.dpstrf(np.asfortranarray(gram), tol=least_pivot)
-    inside, outside = alive[order[:rank] - 1], alive[order[rank:] - 1]
-    factor = np.triu(factor)
-    transfer = solve_triangular(factor[:rank, :rank], factor[:rank, rank:])
-    transfer *= norm[outside] / norm[inside][:, None]
-    level = Level(inside, None, norm[inside], factor[:rank, :rank], 0.0)
+    rank = _n_independent(gram, least_pivot) if in_order else len(gram)
+    factor, order, rank, _ = lapack.dpstrf(np.asfortranarray(gram[:rank, :rank]), tol=least_pivot)
+    inside = alive[order[:rank] - 1]
+    outside = np.setdiff1d(alive, inside)
+    level = Level(inside, None, norm[inside], np.triu(factor[:rank, :rank]), 0.0)
     basis.with_level(level)
+    transfer = level.solve(basis.scatter[np.ix_(inside, outside)])
     rest = basis.less(basis.centred(outside), level, transfer)
-    return Columns.join([rest, basis.centred(unsound)])
+    rest = Columns.join([rest, basis.centred(unsound)])
+    return rest.take(np.argsort(rest.own))
+
+
+def _n_independent(gram: np.ndarray, least_pivot: float) -> int:
+    """How many of the first columns have pivots above the least."""
+    left = gram.copy()
+    for k in range(len(gram)):
+        if left[0, 0] <= least_pivot:
+            return k
+        left = left[1:, 1:] - np.outer(left[0, 1:] / left[0, 0], left[0, 1:])
+    return len(gram)
 
 
 def _accept(
-    basis: Basis, columns: Columns, products: np.ndarray, noise: np.ndarray, able: np.ndarray, n_slices: int
+    basis: Basis,
+    columns: Columns,
+    products: np.ndarray,
+    noise: np.ndarray,
+    able: np.ndarray,
+    n_slices: int,
+    *,
+    in_order: bool,
 ) -> tuple[Level, np.ndarray, np.ndarray]:
-    """A level of candidates by pivoted Cholesky, the clearest signal first.
+    """A level of candidates by Cholesky, the clearest signal first or in order.
 
     Returns it with the candidates chosen, and how the level explains all columns of `products`.
     """
     error = basis.combination_error(columns.weights, n_slices)
     norm = np.sqrt(np.maximum(products.diagonal()[: len(noise)], 0.0))
     clear = able[norm[able] > CLEAR * np.maximum(noise, FLOOR / CLEAR * error)[able]]
-    if len(clear):
+    if len(clear) and not in_order:
         unit = products[np.ix_(clear, clear)] / norm[clear][:, None] / norm[clear]
         _, order, rank, _ = lapack.dpstrf(np.asfortranarray(unit), tol=BULK_PIVOT)
         chosen = clear[order[:rank] - 1]
     else:
-        chosen = _clearest(basis, columns, products, noise, error, able)
+        chosen = _clearest(basis, columns, products, noise, error, able, in_order=in_order)
     length = norm[chosen]
     unit = products[np.ix_(chosen, chosen)] / length[:, None] / length
     upper = np.linalg.cholesky(unit).T
@@ -175,13 +202,19 @@ def _clearest(
     noise: np.ndarray,
     error: np.ndarray,
     able: np.ndarray,
+    *,
+    in_order: bool,
 ) -> np.ndarray:
-    """Candidates whose signals stand out of the noise also when the ones before them are taken away."""
+    """Candidates whose signals stand out of the noise also when those chosen before are taken away.
+
+    In order, the choice ends before a candidate that only another pass can tell from dependent ones.
+    """
     n_candidates = len(noise)
     left = products[:n_candidates, :n_candidates] / noise[:, None] / noise
     rows: list[np.ndarray] = []
     chosen: list[int] = []
-    floor = np.maximum(LEAST_PIVOT * left.diagonal(), (FLOOR * error / noise) ** 2)
+    start = left.diagonal().copy()
+    floor = np.maximum(LEAST_PIVOT * start, (FLOOR * error / noise) ** 2)
     pool = np.zeros(n_candidates, dtype=bool)
     pool[able] = True
     level = np.ones(n_candidates)  # noise of the reduced columns, in units of `noise`
@@ -194,12 +227,21 @@ def _clearest(
             high = columns.weights[0] - columns.weights[0][:, chosen] @ transfer
             level = np.where(pool, basis.noise((high, high)) / noise, 1.0)
         clearness = np.where(pool, square / level**2, -1.0)
-        best = int(clearness.argmax())
+        best = int(pool.argmax() if in_order else clearness.argmax())
+        if in_order and chosen and square[best] <= floor[best]:
+            if start[best] > (SEEN * DEPENDENT * level[best]) ** 2:
+                break
+            pool[best] = False
+            continue
         if clearness[best] <= DEPENDENT**2:
+            if in_order:
+                pool[best] = False
+                continue
             break
         rows.append(left[best] / np.sqrt(left[best, best]))
         chosen.append(best)
         left = left - np.outer(rows[-1], rows[-1])
         pool[best] = False
-        pool &= left.diagonal() > floor
+        if not in_order:
+            pool &= left.diagonal() > floor
     return np.array(chosen)

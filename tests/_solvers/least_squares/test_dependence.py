@@ -1,0 +1,156 @@
+"""Columns that depend on each other, exactly or up to the rounding of their numbers."""
+
+import math
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LinearRegression
+from sklearn.preprocessing import PolynomialFeatures
+
+from benchmarks.problems import make_problem
+from torchlinreg import TorchLinearRegressor
+from torchlinreg._data.rows import as_row_blocks
+from torchlinreg._objective.penalty import ridge
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Status
+from torchlinreg._solvers.least_squares.basis import RowsSource
+from torchlinreg._solvers.least_squares.dependence import find_basis
+
+X_OF_POLYNOMIALS = {
+    "years": np.linspace(1900, 2000, 50),
+    "hundred": np.linspace(100, 110, 50),
+    "thousand": np.linspace(1000, 1010, 50),
+    "nile": np.linspace(1871, 1990, 71),
+    "random years": np.sort(np.random.default_rng(0).uniform(1850, 2020, 300)),
+}
+
+
+def powers(x, degree):
+    return PolynomialFeatures(degree, include_bias=False).fit_transform(x[:, None])
+
+
+def smooth_curve(x):
+    t = (x - x[0]) / (x[-1] - x[0])
+    return np.sin(3 * t) + t**2 + 0.01 * np.random.default_rng(1).standard_normal(len(x))
+
+
+@pytest.mark.parametrize("name", X_OF_POLYNOMIALS)
+def test_polynomials_of_any_degree_keep_their_r2(name):
+    """No error, one warning where columns depend on each other, and no worse than lower degrees."""
+    x = X_OF_POLYNOMIALS[name]
+    y = smooth_curve(x)
+    best = -np.inf
+    for degree in range(1, 21):
+        X = powers(x, degree)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            reg = TorchLinearRegressor().fit(X, y)
+        assert [warning.category for warning in caught] in ([], [ConvergenceWarning])
+        assert bool(caught) == (reg.rank_ < degree)
+        r2 = reg.score(X, y)
+        assert r2 >= best - 1e-5
+        # Predictions of huge terms are rounded, which meets the residuals at random.
+        rounding = 2.0**-53 * np.abs(X * reg.coef_).sum(1).max() / y.std() * math.sqrt(1 - r2)
+        assert r2 >= LinearRegression(tol=0).fit(X, y).score(X, y) - 1e-12 - rounding
+        best = max(best, r2)
+
+
+def test_rank_of_powers_never_falls():
+    """Which columns are in the basis does not depend on those after them."""
+    x = X_OF_POLYNOMIALS["thousand"]
+    ranks = []
+    for degree in range(5, 21):
+        blocks = as_row_blocks(powers(x, degree), smooth_curve(x))
+        source = RowsSource(Problem(blocks, ridge(0.0, degree)))
+        basis = find_basis(source, np.zeros(degree), fit_intercept=True, in_order=True).basis
+        own = np.sort(np.concatenate([level.own for level in basis.levels]))
+        assert own[: len(ranks[-1])].tolist() == ranks[-1] if ranks else True
+        ranks.append(own.tolist())
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_levels", [7, 300])
+def test_one_hot_columns_have_least_norm(n_levels, weighted, kind):
+    """With an intercept they predict the mean of each level; the intercept is the mean of these means."""
+    rng = np.random.default_rng(0)
+    level = np.concatenate([np.arange(n_levels), rng.integers(0, n_levels, 20_000)])
+    y = rng.standard_normal(n_levels)[level] + rng.standard_normal(len(level))
+    weight = rng.integers(1, 5, len(level)).astype(float) if weighted else np.ones(len(level))
+    X = kind((level[:, None] == np.arange(n_levels)).astype(float))
+    reg = TorchLinearRegressor().fit(X, y, sample_weight=weight if weighted else None)
+    means = [
+        sum(Fraction(w) * Fraction(v) for w, v in zip(weight[level == k], y[level == k], strict=True))
+        / Fraction(weight[level == k].sum())
+        for k in range(n_levels)
+    ]
+    intercept = sum(means) / n_levels
+    np.testing.assert_allclose(reg.coef_, [float(mean - intercept) for mean in means], rtol=1e-12)
+    np.testing.assert_allclose(reg.intercept_, float(intercept), rtol=1e-12)
+    assert reg.rank_ == n_levels - 1
+    assert reg.status_.kind is Status.MINIMUM_NORM
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-8, 1.0, 1e8, 1e150])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dependences_of_whole_numbers_are_exact(scale, offset, dtype):
+    """Copies and sums, all columns in one unit; the truth is rational."""
+    if dtype is np.float32 and scale not in (1e-8, 1.0, 1e8):
+        pytest.skip("beyond float32")
+    rng = np.random.default_rng(0)
+    Z = rng.integers(-9, 10, (60, 4)).astype(float)
+    Z = np.column_stack([Z, Z[:, 0], Z[:, 1] + Z[:, 2], Z[:, 0] - Z[:, 3]]) + offset
+    unit = 2.0 ** round(math.log2(scale))
+    X = (Z * unit).astype(dtype)
+    y = (Z @ np.arange(7) + rng.standard_normal(60)).astype(dtype)
+    truth = make_problem("x-x", X.astype(float) / unit, y.astype(float))
+    reg = TorchLinearRegressor().fit(X, y)
+    assert reg.rank_ == 4  # the intercept makes up for the offset
+    digits = truth.digits(reg.coef_.astype(float) * unit, float(reg.intercept_)).least
+    assert digits >= (7.2 if dtype is np.float32 else 12)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_dependent_columns_in_parts(parts):
+    """Moments whose rows are gone decide like the rows."""
+    rng = np.random.default_rng(2)
+    Z = rng.integers(-9, 10, (400, 3)).astype(float)
+    X = np.column_stack([Z, Z[:, 0] + Z[:, 1], 3 * Z[:, 2]])
+    Y = rng.standard_normal((400, 2))
+    expected = TorchLinearRegressor().fit(X, Y)
+    reg = TorchLinearRegressor()
+    for part in np.array_split(np.arange(400), parts):
+        reg.partial_fit(X[part], Y[part])
+    assert reg.rank_ == expected.rank_ == 3
+    np.testing.assert_allclose(reg.coef_, expected.coef_, rtol=1e-12)
+    np.testing.assert_allclose(reg.intercept_, expected.intercept_, rtol=1e-12)
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("shape", [(300, 5), (30_000, 6)])
+def test_columns_that_are_nearly_copies_keep_their_digits(noise, shape):
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal(shape)
+    X[:, 1] = X[:, 0] + noise * X[:, 1]
+    y = X.sum(1) + rng.standard_normal(len(X))
+    reg = TorchLinearRegressor().fit(X, y)
+    assert reg.rank_ == shape[1]
+    assert make_problem("x-x", X, y).digits(reg.coef_, reg.intercept_).least >= 12
+
+
+def test_columns_in_two_scales_are_dependent():
+    """Fahrenheit is Celsius but for rounding."""
+    rng = np.random.default_rng(4)
+    celsius = np.round(rng.uniform(-10, 35, 500), 1)
+    X = np.column_stack([celsius, 1.8 * celsius + 32, rng.standard_normal(500)])
+    y = celsius + rng.standard_normal(500)
+    reg = TorchLinearRegressor().fit(X, y)
+    assert reg.rank_ == 2
+    assert np.abs(reg.coef_).max() < 2
+    alone = TorchLinearRegressor().fit(X[:, [0, 2]], y)
+    np.testing.assert_allclose(reg.predict(X), alone.predict(X[:, [0, 2]]), rtol=1e-12)
