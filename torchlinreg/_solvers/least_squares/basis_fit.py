@@ -50,7 +50,7 @@ class Move(NamedTuple):
     """Coefficients of least norm, and how they came about."""
 
     coef: DoubleDouble  # shape: (1 + n_features, n_targets)
-    weights: np.ndarray  # null vectors; shape: (1 + n_features, n_null)
+    weights: DoubleDouble  # null vectors; shape: (1 + n_features, n_null)
     amount: np.ndarray  # of each null vector; shape: (n_null, n_targets)
     limited: bool  # whether they are of least norm only as far as predictions allow
 
@@ -79,7 +79,7 @@ class BasisFit:
         Shape: (n_features, rank), in the user's units of x.
         """
         scale = self.basis.scale[: self.n_features, None]
-        weights = _across(self.basis, self.null, self.basis.whitening())
+        weights = _across(self.basis, self.null.weights, self.basis.whitening())
         return weights[1:] * scale
 
     @cached_property
@@ -177,11 +177,19 @@ def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
         residual_norm = projection.norm[:k]
         accuracy = _Accuracy(basis, projection.error[:, :k], n_slices)
         basic = dd.negative(columns.weights)
-        move = Move(basic, null.weights[0], np.zeros((len(null.own), k)), limited=False)
+        move = Move(basic, null.weights, np.zeros((len(null.own), k)), limited=False)
         if len(null.own):
             move = _to_minimum_norm(basis, basic, null, null_norm, residual_norm, refined=n_slices > 0)
         if accuracy.error_of(basic, move) <= tol:
-            return BasisFit(basis, move.coef, null, residual_norm**2, 0.0, move.limited, n_passes)
+            return BasisFit(
+                basis,
+                move.coef,
+                Columns(null.own, move.weights),
+                residual_norm**2,
+                0.0,
+                move.limited,
+                n_passes,
+            )
     return None
 
 
@@ -208,8 +216,8 @@ def _fit_by_gradients(search: Search, tol: float, limit: int) -> BasisFit:
             n_passes += 1
             null, null_norm = projection.columns, projection.norm
         move = _to_minimum_norm(basis, coef, null, null_norm, residual_norm, refined=exactly)
-        coef, limited = move.coef, move.limited
-        gains = _across(basis, null, gains)
+        coef, limited, null = move.coef, move.limited, Columns(null.own, move.weights)
+        gains = _across(basis, move.weights, gains)
     error = _largest_error(basis, coef, _norms(basis, gains)[:, None] * refined.error, UNCERTAIN)
     return BasisFit(basis, coef, null, residual_norm**2, error if error > tol else 0.0, limited, n_passes)
 
@@ -257,12 +265,12 @@ class _Accuracy:
         of_residuals = COMBINATION_ERRORS[self.n_slices] / 4
         framed = basis.framed_norm[:p, None]
         terms = np.sqrt(((basic[0][1:] * framed) ** 2).sum(0))
-        null_terms = np.sqrt(((move.weights[1:] * framed) ** 2).sum(0))
+        null_terms = np.sqrt(((move.weights[0][1:] * framed) ** 2).sum(0))
         error = np.zeros_like(basic[0])
         error[1 + own] = np.sqrt(self._gram_gain @ self.product_error[own] ** 2)
         error[1 + own] += self._gain * (of_residuals * terms)
         moved = of_residuals * null_terms[:, None] * np.abs(move.amount)
-        error[1 + own] += self._gain * np.sqrt((move.weights[1 + own] != 0) @ moved**2)
+        error[1 + own] += self._gain * np.sqrt((move.weights[0][1 + own] != 0) @ moved**2)
         error[0] = np.sqrt((((basis.mean + basis.origin)[:p, None] * error[1:]) ** 2).sum(0))
         return _largest_error(basis, move.coef, error, NEGLIGIBLE)
 
@@ -415,8 +423,8 @@ def _to_minimum_norm(
         for part, new, first in zip(moved, found, intercept, strict=True):
             part[1:][live] = new / power
             part[:1] = first
-        return Move(moved, weights[0], amount[0], limited=not in_user_units)
-    return Move(coef, weights[0], np.zeros((len(null.own), coef[0].shape[1])), limited=True)
+        return Move(moved, weights, amount[0], limited=not in_user_units)
+    return Move(coef, weights, np.zeros((len(null.own), coef[0].shape[1])), limited=True)
 
 
 def _cleaned(basis: Basis, null: Columns, norm: np.ndarray, units: float) -> tuple[DoubleDouble, np.ndarray]:
@@ -437,16 +445,14 @@ def _times(values: DoubleDouble, power: np.ndarray) -> DoubleDouble:
     return values[0] * power, values[1] * power
 
 
-def _across(basis: Basis, null: Columns, weights: np.ndarray) -> np.ndarray:
-    """Weights less their part along null vectors, in the user's units."""
-    directions = null.weights[0]
-    if directions.shape[1] == 0:
+def _across(basis: Basis, null: DoubleDouble, weights: np.ndarray) -> np.ndarray:
+    """Weights of least norm in the user's units, of all that differ by null vectors."""
+    if null[0].shape[1] == 0:
         return weights
     unit = basis.scale[: basis.n_features, None]
-    length = np.sqrt(((directions[1:] * unit) ** 2).sum(0))
-    amount = np.linalg.lstsq(directions[1:] * unit / length, weights[1:] * unit, rcond=None)[0]
-    across: np.ndarray = weights - directions / length @ amount
-    return across
+    along = null[0][1:] * unit, null[1][1:] * unit
+    moved, amount = shortest((weights[1:] * unit, np.zeros_like(weights[1:])), along)
+    return np.concatenate([weights[:1] + null[0][:1] @ amount[0], moved[0] / unit])
 
 
 def _in_user_units(basis: Basis, coef: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
