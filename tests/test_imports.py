@@ -51,6 +51,8 @@ ORDER = [
     "torchlinreg._solvers.newton",
     "torchlinreg._solvers.penalised.active_set",
     "torchlinreg._solvers.penalised",
+    "torchlinreg._solvers.least_distance",
+    "torchlinreg._solvers.null_space",
     "torchlinreg._solvers.tie_break",
     "torchlinreg._solvers",
     "torchlinreg._parameters",

@@ -53,6 +53,12 @@ class Standardised:
         return np.divide(self.square, spread**2, where=spread > 0, out=np.ones_like(spread))
 
     @cached_property
+    def raw(self) -> np.ndarray:
+        """Root mean squares of the columns about 0, in the user's units; shape: (n_features + n_targets,)."""
+        square = self.square / self.scale**2 + 2 * self.shift * self.mean / self.scale + self.shift**2
+        return np.sqrt(np.maximum(square, 0.0))
+
+    @cached_property
     def smallest(self) -> float:
         """The smallest eigenvalue of `gram`, at least 0."""
         return max(float(np.linalg.eigvalsh(self.gram)[0]), 0.0)

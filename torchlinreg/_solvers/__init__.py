@@ -84,7 +84,7 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
         The solver does not serve the loss or the penalty.
     """
     run = choose_solver(name, problem)
-    if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
+    if problem.loss.kind == "quadratic" and problem.penalty.is_ridge and run is not solve_active_set:
         if problem.blocks.n_features <= SINGLE:
             return run(problem, tol, max_iter)
         with torch_first():
@@ -114,7 +114,7 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     def again(other: Problem) -> Solution:
         return solve_moments(other, tol)
 
-    return with_least_norm(given, again(given), again)
+    return with_least_norm(given, again(given), again, moments)
 
 
 def _refuse_extreme_units(problem: Problem) -> None:
