@@ -54,9 +54,9 @@ class Standardised:
 
     @cached_property
     def raw(self) -> np.ndarray:
-        """Root mean squares of the columns about 0, in the user's units; shape: (n_features + n_targets,)."""
-        square = self.square / self.scale**2 + 2 * self.shift * self.mean / self.scale + self.shift**2
-        return np.sqrt(np.maximum(square, 0.0))
+        """Root mean squares of the columns about 0, in the frame; shape: (n_features + n_targets,)."""
+        shift = self.shift * self.scale
+        return np.sqrt(np.maximum(self.square + 2 * shift * self.mean + shift**2, 0.0))
 
     @cached_property
     def smallest(self) -> float:

@@ -23,7 +23,7 @@ CORRECTIONS = 2
 
 
 def shortest_within(
-    equations: np.ndarray, right: np.ndarray, lower: np.ndarray, upper: np.ndarray
+    equations: np.ndarray, size: np.ndarray, right: np.ndarray, lower: np.ndarray, upper: np.ndarray
 ) -> np.ndarray | None:
     """The shortest `c` with ``equations @ c == right``, within the bounds; None where rounding forbids.
 
@@ -31,9 +31,12 @@ def shortest_within(
     ----------
     equations : ndarray of shape (n_equations, n_features)
         Neither they nor the bounds may contradict each other, but for rounding.
+    size : ndarray of shape (n_equations, n_features)
+        What the rounding of the equations is relative to.
     """
+    if len(equations) == 0:
+        return np.clip(0.0, lower, upper)
     square = (equations**2).sum(1)
-    size = np.abs(equations)
     weight = PROXIMAL * np.where(square > 0, square, 1.0)
     dual = np.zeros(len(equations))
     for _ in range(MAX_PROXIMAL):

@@ -98,7 +98,7 @@ def null_space(problem: Problem, among: np.ndarray, moments: ExactMoments | None
         upper=np.tril(lower[:rank, :rank]).T,
     )
     products = _products_of(problem, moments, np.append(np.zeros(rest.first, dtype=np.intp), 1 + among))
-    raw, in_frame = columns.raw[among] * scale, np.sqrt(columns.square[among])
+    raw, in_frame = columns.raw[among], np.sqrt(columns.square[among])
     unresolved = 0.0 if moments is None else moments.unit_roundoff
     accepted, waiting = order[:0], order[rank:]
     combinations = rest.start(gram, waiting)
@@ -123,7 +123,10 @@ def null_space(problem: Problem, among: np.ndarray, moments: ExactMoments | None
             weights = np.where(weighty > CLEAN * np.linalg.norm(weighty, axis=0), weights, 0.0)
             own = weights[waiting, np.arange(len(waiting))] * scale[waiting]
             others = np.append(rest.members, accepted)
-            transfer = -weights[others] * scale[others][:, None] / own
+            with np.errstate(over="ignore"):
+                transfer = -weights[others] / own * scale[others][:, None]
+            if not np.isfinite(transfer).all():  # units further apart than float64 spans
+                return nothing
             used = transfer.any(1)
             error = np.sqrt(np.maximum(left, 0.0)) / np.abs(own)
             return NullSpace(among[others[used]], among[waiting], transfer[used], error).balanced()

@@ -87,6 +87,7 @@ class _Ties:
 
     features: np.ndarray  # that take part; shape: (n_taking_part,)
     equations: np.ndarray  # shape: (n_equations, n_taking_part)
+    size: np.ndarray  # what their rounding is relative to; shape: (n_equations, n_taking_part)
     error: np.ndarray  # what a change of 1 may do to the predictions, in mean square; shape: (n_taking_part,)
     raw: np.ndarray  # root mean squares of all features about 0; shape: (n_features,)
     center: np.ndarray  # two parts of their means, 0 without intercept; shape: (2, n_features)
@@ -106,7 +107,7 @@ class _Ties:
         low, high = lower[self.features].copy(), upper[self.features].copy()
         moves = low < high
         while moves.any():
-            new = shortest_within(self.equations, right, low, high)
+            new = shortest_within(self.equations, self.size, right, low, high)
             if new is None:
                 return None
             result = coef.copy()
@@ -146,8 +147,9 @@ def _ties(problem: Problem, moments: ExactMoments | None) -> _Ties | None:
     return _Ties(
         features,
         equations,
+        np.abs(equations),
         error,
-        columns.raw[:n_features],
+        (columns.raw / columns.scale)[:n_features],
         center if problem.fit_intercept else np.zeros_like(center),
         residual,
     )
@@ -159,13 +161,14 @@ def _ties_of_rows(problem: Problem) -> _Ties | None:
     X = np.concatenate([block.X.double().cpu().numpy() for block in blocks.dense() if block.X is not None])
     share, y = blocks.share.cpu().numpy(), blocks.y.cpu().numpy()
     raw = np.sqrt(share @ X**2)
-    size = np.sqrt(share * (X**2).sum(1))
+    square = (X**2).sum(1)
     center = np.zeros((2, X.shape[1]))
     if problem.fit_intercept:  # twice, since a mean far from 0 is rounded
         for part in center:
             part[:] = np.where((X[:1] == X).all(0), X[0], share @ X)
             X = X - part
         y = y - share @ y
+    size = np.sqrt(share * (square + (center**2).sum()))
     X *= np.sqrt(share)[:, None]
     movable = (problem.penalty.l2 <= NO_RIDGE * (X**2).sum(0)).nonzero()[0]
     orthonormal, upper, order = qr(X[:, movable].T, mode="economic", pivoting=True)
@@ -176,4 +179,6 @@ def _ties_of_rows(problem: Problem) -> _Ties | None:
     def residual(coef: np.ndarray) -> np.ndarray:
         return np.linalg.norm(np.sqrt(share)[:, None] * y - X @ coef, axis=0)
 
-    return _Ties(movable, orthonormal[:, :rank].T, np.zeros(len(movable)), raw, center, residual)
+    equations = orthonormal[:, :rank].T
+    size = np.broadcast_to(np.linalg.norm(equations, axis=0), equations.shape)
+    return _Ties(movable, equations, size, np.zeros(len(movable)), raw, center, residual)
