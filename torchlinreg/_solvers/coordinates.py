@@ -16,6 +16,7 @@ from torchlinreg._data.rows import Block, RowBlocks, Source, tensor_blocks
 from torchlinreg._linalg.gram import UpperGram
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
+from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
 
 # Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.
@@ -37,7 +38,8 @@ class Design:
     fit_intercept: bool
     center: np.ndarray  # shape: (n_features,)
     transform: np.ndarray  # shape: (n_features, n_coordinates), or (n_features,) for a diagonal one
-    penalty: Penalty | None  # None where the coordinates mix features; there is then a ridge at most
+    penalty: Penalty | None  # None where the coordinates mix features; there are then a ridge and bounds at most
+    bounds: tuple[np.ndarray, np.ndarray] | None  # of coef, where the coordinates mix features; (lower, upper)
     ridge: np.ndarray  # shape: (n_columns, n_columns), or (n_columns,) for a diagonal one
     gram: np.ndarray | None  # mean products of the columns, where known; shape: (n_columns, n_columns)
     start: np.ndarray  # the least squares solution or zero; shape: (n_columns, n_targets)
@@ -85,10 +87,15 @@ class Design:
         return np.concatenate([(intercept + self.center @ coef)[None], theta])
 
 
-def design_of(problem: Problem) -> Design:
-    """The rows of a problem in good coordinates; costs a pass over the rows or two."""
-    if not problem.penalty.is_ridge:
-        return _standardised(problem)
+def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
+    """The rows of a problem in good coordinates; costs a pass over the rows or two.
+
+    Features that have bounds are mixed only with `mixing_bounded`, and where none depends on others.
+    """
+    penalty = problem.penalty
+    if not penalty.is_ridge:
+        mixing = mixing_bounded and not penalty.l1.any() and not is_wide(problem)
+        return _bounded(problem) if mixing else _standardised(problem)
     geometry = geometry_of(problem, tol=1e-6)
     exact = geometry.solution
     well_conditioned = exact.condition_number is not None and exact.condition_number <= DIAGONAL_CONDITION
@@ -101,6 +108,20 @@ def design_of(problem: Problem) -> Design:
     if problem.fit_intercept:
         theta = np.concatenate([(exact.intercept + geometry.center @ exact.coef)[None], theta])
     return replace(design, start=theta, rank=exact.rank, condition_number=exact.condition_number)
+
+
+def _bounded(problem: Problem) -> Design:
+    """Orthonormal coordinates with bounds of mixtures, if the columns are as badly conditioned as to need them."""
+    if problem.standardised.smallest * DIAGONAL_CONDITION**2 >= 1:
+        return _standardised(problem)
+    penalty = problem.penalty
+    unbounded = replace(penalty, lower=np.full_like(penalty.lower, -np.inf), upper=np.full_like(penalty.upper, np.inf))
+    geometry = geometry_of(replace(problem, penalty=unbounded), tol=1e-6)
+    if len(geometry.inverse) < len(geometry.center):
+        return _standardised(problem)
+    design = replace(_orthonormal(problem, geometry), bounds=(penalty.lower, penalty.upper))
+    exact = geometry.solution
+    return replace(design, start=design.coordinates_of(exact.coef, exact.intercept))
 
 
 def _standardised(problem: Problem) -> Design:
@@ -135,6 +156,7 @@ def _design(
         center=center,
         transform=transform,
         penalty=penalty,
+        bounds=None,
         ridge=ridge,
         gram=None,
         start=np.zeros((len(ridge), blocks.n_targets)),

@@ -63,6 +63,8 @@ THIN, ROBUST_TOL = 0.05, 1e-6
 MEDIAN_ROWS = 50_000
 # Rows at which a loss of the user's is probed for convexity.
 PROBED_ROWS = 64
+# Coefficients this close to a bound, in units of the coordinates that they mix, are there but for rounding.
+AT_BOUND = 64 * 2.0**-53
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
 GOOD_ENOUGH = 1e-9
 
@@ -75,7 +77,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     ValueError
         A user's loss is not finite, not convex, not elementwise, or has no curvature.
     """
-    design = design_of(problem)
+    design = design_of(problem, mixing_bounded=True)
     shift = _typical_targets(design, problem.loss)
     smallest_scale = [_smallest_scale(y) for y in design.blocks.y.T]
     design = design.about(shift)
@@ -348,6 +350,7 @@ class _Model:
     ridge: np.ndarray  # shape: (n_variables,) * 2
     penalty: Penalty | None  # None where there is a ridge only
     moves: np.ndarray  # whether a variable changes any prediction; shape: (n_variables,)
+    bounds: Bounds | None = None  # of mixtures of the variables
     pull: float = 0.0  # ridge towards the coordinates `toward`
     toward: np.ndarray | float = 0.0
 
@@ -362,7 +365,7 @@ class _Model:
         if design.gram is not None:
             moves[inside] = design.gram.diagonal() > 0
         if design.penalty is None or design.penalty.is_ridge:
-            return _Model(ridge, None, moves)
+            return _Model(ridge, None, moves, Bounds.of(design, n_variables))
         before, after = int(design.fit_intercept), int(has_scale)
 
         def padded(values: np.ndarray, free: float) -> np.ndarray:
@@ -382,6 +385,9 @@ class _Model:
 
     def feasible(self, theta: np.ndarray) -> np.ndarray:
         """The nearest coordinates within the bounds."""
+        if self.bounds is not None:
+            padded = np.pad(theta, (0, len(self.moves) - len(theta)))
+            return self.bounds.nearest(padded, np.eye(len(padded)))[: len(theta)]
         if self.penalty is None:
             return theta
         bounds = self.penalty.lower[: len(theta)], self.penalty.upper[: len(theta)]
@@ -430,6 +436,7 @@ class _Model:
         gradient = self.gradient(here, variables)
         if self.penalty is None:
             goal = variables - _solve(damped, gradient)
+            goal = goal if self.bounds is None else self.bounds.nearest(goal, damped)
             change = 0.0
         else:
             goal = minimise_quadratic(damped, damped @ variables - gradient, self.penalty, variables).coef
@@ -437,6 +444,51 @@ class _Model:
         step = goal - variables
         fall = -float(gradient @ step + step @ hessian @ step / 2) - change
         return goal, max(fall, 0.0)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """``lower <= mixing @ variables <= upper``."""
+
+    mixing: np.ndarray  # shape: (n_features, n_variables)
+    lower: np.ndarray
+    upper: np.ndarray
+
+    @staticmethod
+    def of(design: Design, n_variables: int) -> Bounds | None:
+        """Those of a design, if it mixes features that have bounds."""
+        if design.bounds is None:
+            return None
+        mixing = np.zeros((len(design.transform), n_variables))
+        mixing[:, : design.n_columns][:, design.features] = design.transform
+        return Bounds(mixing, *design.bounds)
+
+    def nearest(self, goal: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+        """The variables within the bounds that are nearest to a goal, in the norm of a Hessian.
+
+        They are ``goal - hessian^-1 mixing.T m`` where the multipliers `m` minimise a quadratic, with ``m * upper``
+        the price of positive and ``m * lower`` that of negative ones: an l1 penalty with a tilt.
+        """
+        coef = self.mixing @ goal
+        if ((self.lower <= coef) & (coef <= self.upper)).all():
+            return goal
+        reach = np.stack([_solve(hessian, row) for row in self.mixing], axis=1)
+        gram = self.mixing @ reach
+        unit = np.sqrt(gram.diagonal())
+        below, above = np.isfinite(self.lower), np.isfinite(self.upper)
+        low = np.where(below, self.lower, self.upper)
+        high = np.where(above, self.upper, self.lower)
+        both = below & above
+        tilt = np.where(both, low / 2 + high / 2, np.where(below | above, low, 0.0))
+        price = Penalty(
+            np.where(both, (high / 2 - low / 2) / unit, 0.0),
+            np.zeros_like(unit),
+            np.where(below, -np.inf, 0.0),
+            np.where(above, np.inf, 0.0),
+        )
+        linear = (coef - tilt) / unit
+        multipliers = minimise_quadratic(gram / unit[:, None] / unit, linear, price).coef / unit
+        return goal - reach @ multipliers
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -449,6 +501,10 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _at_bounds_exactly(coef: np.ndarray, inside: np.ndarray, design: Design, penalty: Penalty) -> np.ndarray:
     """Coefficients that reached a bound, in coordinates, take the user's number."""
+    if design.bounds is not None:
+        rounding = AT_BOUND * np.linalg.norm(design.transform, axis=1)[:, None] * np.linalg.norm(inside, axis=0)
+        lower, upper = (bound[:, None] for bound in design.bounds)
+        return np.where(coef - lower <= rounding, lower, np.where(upper - coef <= rounding, upper, coef))
     if design.penalty is None or not penalty.has_bounds:
         return coef
     for scaled, bound in ((design.penalty.lower, penalty.lower), (design.penalty.upper, penalty.upper)):
