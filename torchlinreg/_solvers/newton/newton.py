@@ -24,6 +24,7 @@ from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.coordinates import Design, design_of
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
+from torchlinreg._solvers.penalised.mixtures import MixtureBounds
 from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
@@ -63,8 +64,6 @@ THIN, ROBUST_TOL = 0.05, 1e-6
 MEDIAN_ROWS = 50_000
 # Rows at which a loss of the user's is probed for convexity.
 PROBED_ROWS = 64
-# Coefficients this close to a bound, in units of the coordinates that they mix, are there but for rounding.
-AT_BOUND = 64 * 2.0**-53
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
 GOOD_ENOUGH = 1e-9
 
@@ -163,8 +162,12 @@ def _solve_target(
     model = _Model.of(design, objective.loss.estimates_scale)
     variables, here, unit = _first(objective, model, robust_start)
     end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
-    if end.status is not Status.OPTIMAL or end.is_flat or not model.is_flat_at(end.hessian):
+    if end.status is not Status.OPTIMAL or end.is_flat:
         return end
+    flat = model.flat_at(end.hessian)[:, : design.n_columns]
+    if len(flat) == 0:
+        return end
+    flat = np.linalg.qr(flat.T)[0].T
     # Of several optima a small ridge leads to one that does not depend on the start. It comes from larger
     # ones, since steps far into a flat region would be no guide; a last one, about the optimum found, takes
     # away what the others have moved elsewhere.
@@ -182,7 +185,7 @@ def _solve_target(
     for stage in PULL_STAGES:
         if stage == 0:
             toward, stage = found.variables[: design.n_columns], 1.0
-        pulled = replace(model, pull=pull * stage, toward=toward)
+        pulled = replace(model, pull=pull * stage, pulled=flat, toward=toward)
         here = objective.expand(found.variables)
         again = _descend(objective, pulled, found.variables, here, unit, smallest_scale, tol, limit)
         if again.status is not Status.OPTIMAL:
@@ -350,8 +353,9 @@ class _Model:
     ridge: np.ndarray  # shape: (n_variables,) * 2
     penalty: Penalty | None  # None where there is a ridge only
     moves: np.ndarray  # whether a variable changes any prediction; shape: (n_variables,)
-    bounds: Bounds | None = None  # of mixtures of the variables
-    pull: float = 0.0  # ridge towards the coordinates `toward`
+    bounds: MixtureBounds | None = None  # of mixtures of the variables
+    pull: float = 0.0  # ridge towards the coordinates `toward`, in directions `pulled` only
+    pulled: np.ndarray | None = None  # orthonormal; shape: (n_directions, n_columns)
     toward: np.ndarray | float = 0.0
 
     @staticmethod
@@ -365,7 +369,12 @@ class _Model:
         if design.gram is not None:
             moves[inside] = design.gram.diagonal() > 0
         if design.penalty is None or design.penalty.is_ridge:
-            return _Model(ridge, None, moves, Bounds.of(design, n_variables))
+            bounds = None
+            if design.bounds is not None:
+                mixing = np.zeros((len(design.transform), n_variables))
+                mixing[:, : design.n_columns][:, design.features] = design.transform
+                bounds = MixtureBounds(mixing, *design.bounds)
+            return _Model(ridge, None, moves, bounds)
         before, after = int(design.fit_intercept), int(has_scale)
 
         def padded(values: np.ndarray, free: float) -> np.ndarray:
@@ -387,7 +396,7 @@ class _Model:
         """The nearest coordinates within the bounds."""
         if self.bounds is not None:
             padded = np.pad(theta, (0, len(self.moves) - len(theta)))
-            return self.bounds.nearest(padded, np.eye(len(padded)))[: len(theta)]
+            return self.bounds.nearest(padded)[: len(theta)]
         if self.penalty is None:
             return theta
         bounds = self.penalty.lower[: len(theta)], self.penalty.upper[: len(theta)]
@@ -401,22 +410,25 @@ class _Model:
             return float(self.penalty.value(variables)) + pulled
         return float(variables @ self.ridge @ variables) / 2 + pulled
 
-    def is_flat_at(self, hessian: np.ndarray) -> bool:
-        """Whether the objective does not change in some direction, so that there may be several optima."""
+    def flat_at(self, hessian: np.ndarray) -> np.ndarray:
+        """Directions in which the objective does not change, shape (n_directions, n_variables)."""
         ridge = self.ridge if self.penalty is None else np.diag(self.penalty.l2)
-        total = (hessian + ridge)[np.ix_(self.moves, self.moves)]
-        if not len(total):
-            return False
+        moves = self.moves.nonzero()[0]
+        total = (hessian + ridge)[np.ix_(moves, moves)]
         unit = np.sqrt(total.diagonal())
-        if not (unit > 0).all():
-            return True
-        return bool(np.linalg.eigvalsh(total / unit[:, None] / unit)[0] <= FLAT * len(unit))
+        unit = np.where(unit > 0, unit, 1.0)
+        values, vectors = np.linalg.eigh(total / unit[:, None] / unit)
+        flat = vectors[:, values <= FLAT * len(unit)].T / unit
+        directions = np.zeros((len(flat), len(self.moves)))
+        directions[:, moves] = flat
+        return directions
 
     def _away(self, variables: np.ndarray) -> np.ndarray:
+        """What the ridge pulls of them."""
         away = np.zeros_like(variables)
-        if self.pull:
-            inside = slice(0, np.size(self.toward))
-            away[inside] = variables[inside] - self.toward
+        if self.pull and self.pulled is not None:
+            inside = slice(0, self.pulled.shape[1])
+            away[inside] = self.pulled.T @ (self.pulled @ (variables[inside] - self.toward))
         return away
 
     def gradient(self, here: Expansion, variables: np.ndarray) -> np.ndarray:
@@ -426,8 +438,10 @@ class _Model:
     def minimum(self, here: Expansion, variables: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
         """Where the model about `variables` is least, and by how much it falls until there."""
         hessian = here.hessian + self.ridge
-        if self.pull:
-            hessian = hessian + np.diag(np.full(len(hessian), self.pull))
+        if self.pull and self.pulled is not None:
+            hessian = hessian.copy()
+            inside = slice(0, self.pulled.shape[1])
+            hessian[inside, inside] += self.pull * (self.pulled.T @ self.pulled)
         # Relative to each coordinate: a ridge may be 1e12 times as large for one of them.
         own = np.maximum(
             hessian.diagonal(), LEAST_DAMPING * float(here.hessian.diagonal().max(initial=0.0)) or 1.0
@@ -446,51 +460,6 @@ class _Model:
         return goal, max(fall, 0.0)
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """``lower <= mixing @ variables <= upper``."""
-
-    mixing: np.ndarray  # shape: (n_features, n_variables)
-    lower: np.ndarray
-    upper: np.ndarray
-
-    @staticmethod
-    def of(design: Design, n_variables: int) -> Bounds | None:
-        """Those of a design, if it mixes features that have bounds."""
-        if design.bounds is None:
-            return None
-        mixing = np.zeros((len(design.transform), n_variables))
-        mixing[:, : design.n_columns][:, design.features] = design.transform
-        return Bounds(mixing, *design.bounds)
-
-    def nearest(self, goal: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-        """The variables within the bounds that are nearest to a goal, in the norm of a Hessian.
-
-        They are ``goal - hessian^-1 mixing.T m`` where the multipliers `m` minimise a quadratic, with ``m * upper``
-        the price of positive and ``m * lower`` that of negative ones: an l1 penalty with a tilt.
-        """
-        coef = self.mixing @ goal
-        if ((self.lower <= coef) & (coef <= self.upper)).all():
-            return goal
-        reach = np.stack([_solve(hessian, row) for row in self.mixing], axis=1)
-        gram = self.mixing @ reach
-        unit = np.sqrt(gram.diagonal())
-        below, above = np.isfinite(self.lower), np.isfinite(self.upper)
-        low = np.where(below, self.lower, self.upper)
-        high = np.where(above, self.upper, self.lower)
-        both = below & above
-        tilt = np.where(both, low / 2 + high / 2, np.where(below | above, low, 0.0))
-        price = Penalty(
-            np.where(both, (high / 2 - low / 2) / unit, 0.0),
-            np.zeros_like(unit),
-            np.where(below, -np.inf, 0.0),
-            np.where(above, np.inf, 0.0),
-        )
-        linear = (coef - tilt) / unit
-        multipliers = minimise_quadratic(gram / unit[:, None] / unit, linear, price).coef / unit
-        return goal - reach @ multipliers
-
-
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     unit = np.sqrt(matrix.diagonal())
     upper = cholesky(matrix / unit[:, None] / unit)
@@ -502,9 +471,9 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _at_bounds_exactly(coef: np.ndarray, inside: np.ndarray, design: Design, penalty: Penalty) -> np.ndarray:
     """Coefficients that reached a bound, in coordinates, take the user's number."""
     if design.bounds is not None:
-        rounding = AT_BOUND * np.linalg.norm(design.transform, axis=1)[:, None] * np.linalg.norm(inside, axis=0)
-        lower, upper = (bound[:, None] for bound in design.bounds)
-        return np.where(coef - lower <= rounding, lower, np.where(upper - coef <= rounding, upper, coef))
+        bounds = MixtureBounds(design.transform, *design.bounds)
+        sizes = np.linalg.norm(inside, axis=0)
+        return np.stack([bounds.snapped(*each) for each in zip(coef.T, sizes, strict=True)], axis=1)
     if design.penalty is None or not penalty.has_bounds:
         return coef
     for scaled, bound in ((design.penalty.lower, penalty.lower), (design.penalty.upper, penalty.upper)):

@@ -1,0 +1,104 @@
+"""Squared error within bounds where a Gram matrix would lose the digits: in orthonormal coordinates.
+
+With ``coef = transform @ z`` the objective is half the squared distance of `z` from the least squares solution, so
+that the optimum is the point nearest to that within the bounds of ``transform @ z``. Gradients of the rows refine
+it, as they do least squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from torchlinreg._linalg.gram import EPS
+from torchlinreg._moments.gradient import DEPTHS
+from torchlinreg._moments.moments import shift_and_scale
+from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
+from torchlinreg._solvers.penalised.mixtures import MixtureBounds
+
+# Gram matrices of unit columns whose smallest eigenvalue is above this keep the digits that refinement needs.
+WELL_CONDITIONED = 1e-8
+MAX_REFINEMENTS = 10
+# Steps end where they gain this share of the objective of the best constant: nothing of it is left in float64.
+NOTHING = 1e-30
+# The rounding of a coefficient, twice.
+ROUNDING = 4 * EPS
+
+
+def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solution | None:
+    """The squared error with bounds and at most a ridge; None where another way is as good.
+
+    That is so for well-conditioned columns, and for dependent ones, of which no coordinates span all coefficients.
+    """
+    penalty = problem.penalty
+    if penalty.l1.any() or problem.standardised.smallest > WELL_CONDITIONED:
+        return None
+    nowhere = np.full_like(penalty.lower, np.inf)
+    geometry = geometry_of(replace(problem, penalty=replace(penalty, lower=-nowhere, upper=nowhere)), tol)
+    if len(geometry.inverse) < len(geometry.center):
+        return None
+    found = [_solve_target(problem, geometry, target, max_iter) for target in range(problem.blocks.n_targets)]
+    coef = np.stack([each[0] for each in found], axis=1)
+    scale = float((geometry.target_spread**2).sum()) / 2
+    gap = sum(each[1] for each in found)
+    columns = problem.standardised
+    raw = (columns.raw / columns.scale)[: len(coef)]
+    # Of predictions, what rounding of the coefficients makes of them; no coefficients in float64 have less.
+    held = ROUNDING**2 * float(((coef * raw[:, None]) ** 2).sum())
+    optimality = gap / scale if scale > 0 else gap
+    return Solution(
+        coef=coef,
+        intercept=geometry.target_center - geometry.center @ coef,
+        rank=None,
+        condition_number=None,
+        solver="active_set",
+        status=Status.OPTIMAL if optimality <= tol or gap <= held else Status.STUCK,
+        n_iter=max(each[2] for each in found),
+        error=0.0,
+        optimality=optimality,
+    )
+
+
+def _solve_target(
+    problem: Problem, geometry: Geometry, target: int, max_iter: int | None
+) -> tuple[np.ndarray, float, int]:
+    """Coefficients, how far the objective is above its optimum, at most, and the number of passes."""
+    penalty, transform = problem.penalty, geometry.transform
+    bounds = MixtureBounds(transform, penalty.lower, penalty.upper)
+    z = bounds.nearest(geometry.inverse @ geometry.solution.coef[:, target])
+    coef = bounds.snapped(transform @ z, float(np.linalg.norm(z)))
+    enough = NOTHING * float(geometry.target_spread[target] ** 2)
+    last = np.inf
+    limit = MAX_REFINEMENTS if max_iter is None else min(MAX_REFINEMENTS, max(1, max_iter))
+    for n_passes in range(1, limit + 1):
+        slope = transform.T @ (_gradient(problem, coef, target) - penalty.l2 * coef)
+        step = replace(bounds, lower=penalty.lower - coef, upper=penalty.upper - coef).nearest(slope)
+        gain = float(step @ slope - step @ step / 2)
+        if not enough < gain < last / 2:
+            break
+        last = gain
+        coef = bounds.snapped(coef + transform @ step, float(np.linalg.norm(step)))
+    return coef, max(gain, 0.0), 1 + n_passes
+
+
+def _gradient(problem: Problem, coef: np.ndarray, target: int) -> np.ndarray:
+    """Mean products of the centred columns with the residuals, of the rows; a pass. Shape: (n_features,)."""
+    frame = problem.moments.frame
+    scale = shift_and_scale(frame)[1]
+    raw = problem.moments.raw.cpu().numpy()
+    first, n_features = int(problem.fit_intercept), len(coef)
+    response = 1 + n_features + target
+    mean = first * raw[0] / raw[0, 0]
+    inside = coef / scale[1 : 1 + n_features] * scale[response]
+    constant = mean[response] - mean[1 : 1 + n_features] @ inside
+    model = np.append(constant, inside)[1 - first :, None]
+    design = np.arange(1 - first, 1 + n_features)
+    high, low = problem.exact_gradient(
+        frame, design, np.array([response]), (model, np.zeros_like(model)), DEPTHS[1]
+    )
+    gradient = (high + low)[:, 0] / raw[0, 0]
+    inside = gradient[first:] - mean[1 : 1 + n_features] * gradient[:first].sum()
+    return inside / scale[1 : 1 + n_features] / scale[response]
