@@ -18,6 +18,7 @@ from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
+from torchlinreg._solvers.null_space import null_space
 
 # Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.
 KEPT_BYTES = 64 * 2**20
@@ -113,6 +114,8 @@ def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
 def _bounded(problem: Problem) -> Design:
     """Orthonormal coordinates with bounds of mixtures, if the columns are as badly conditioned as to need them."""
     if problem.standardised.smallest * DIAGONAL_CONDITION**2 >= 1:
+        return _standardised(problem)
+    if len(null_space(problem, problem.standardised.spread.nonzero()[0]).dependent):
         return _standardised(problem)
     penalty = problem.penalty
     unbounded = replace(penalty, lower=np.full_like(penalty.lower, -np.inf), upper=np.full_like(penalty.upper, np.inf))

@@ -43,12 +43,17 @@ def shortest_within(
         dual = _proximal_step(equations, size, right, lower, upper, weight, dual)
         pull = equations.T @ dual
         rounding = EPS * (size.T @ np.abs(dual))
-        coef = np.where(pull - lower <= rounding, lower, np.where(upper - pull <= rounding, upper, pull))
+        coef = _snapped(pull, lower, upper, rounding)
         free = (coef > lower) & (coef < upper)
         terms = size @ np.where(free, rounding / EPS, np.abs(coef)) + np.abs(right)
         if (np.abs(equations @ coef - right) <= SATISFIED * EPS * terms).all():
-            return _corrected(equations, right, lower, upper, weight, coef)
+            return _snapped(_corrected(equations, right, lower, upper, weight, coef), lower, upper, rounding)
     return None
+
+
+def _snapped(coef: np.ndarray, lower: np.ndarray, upper: np.ndarray, rounding: np.ndarray) -> np.ndarray:
+    """Coefficients within the bounds; those that are off one by rounding are there."""
+    return np.where(coef - lower <= rounding, lower, np.where(upper - coef <= rounding, upper, coef))
 
 
 def _corrected(

@@ -17,6 +17,7 @@ from torchlinreg._moments.moments import shift_and_scale
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
+from torchlinreg._solvers.null_space import null_space
 from torchlinreg._solvers.penalised.mixtures import MixtureBounds
 
 # Gram matrices of unit columns whose smallest eigenvalue is above this keep the digits that refinement needs.
@@ -35,6 +36,8 @@ def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solutio
     """
     penalty = problem.penalty
     if penalty.l1.any() or problem.standardised.smallest > WELL_CONDITIONED:
+        return None
+    if len(null_space(problem, problem.standardised.spread.nonzero()[0]).dependent):
         return None
     nowhere = np.full_like(penalty.lower, np.inf)
     geometry = geometry_of(replace(problem, penalty=replace(penalty, lower=-nowhere, upper=nowhere)), tol)
