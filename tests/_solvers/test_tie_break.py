@@ -351,3 +351,14 @@ def test_shortest_within_of_one_point():
     equations = np.array([[1.0, 1, 1], [1, 2, 3]])
     found = shortest_within(equations, equations, np.array([1.0, 3.0]), np.zeros(3), np.full(3, np.inf))
     np.testing.assert_array_equal(found, [0, 0, 1])
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "huber"])
+def test_a_constant_column_among_ill_conditioned_ones(loss):
+    X = shifted(1e8)
+    reg = TorchLinearRegressor(loss=loss, bounds=([-9, 0.5, -1], 9))
+    with_constant = reg.fit(np.column_stack([X[:, 0], np.full(8, 3.0), X[:, 1]]), TARGET)
+    alone = TorchLinearRegressor(loss=loss, bounds=([-9, -1], 9)).fit(X, TARGET)
+    assert with_constant.coef_[1] == 0.5
+    np.testing.assert_allclose(with_constant.coef_[[0, 2]], alone.coef_, rtol=1e-10)
+    np.testing.assert_allclose(with_constant.intercept_, alone.intercept_ - 1.5, rtol=1e-6)

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
 from torchlinreg._moments.moments import Moments, shift_and_scale, symmetric
 
 # A squared spread below this many rounding errors of the mean square is that of a constant column.
@@ -62,6 +63,11 @@ class Standardised:
     def smallest(self) -> float:
         """The smallest eigenvalue of `gram`, at least 0."""
         return max(float(np.linalg.eigvalsh(self.gram)[0]), 0.0)
+
+    def is_conditioned(self, eigenvalue: float) -> bool:
+        """Whether the smallest eigenvalue of `gram` is above a number, to about 30 %; cheaper than `smallest`."""
+        upper = cholesky(self.gram)
+        return upper is not None and extreme_singular_values(upper)[1] ** 2 > eigenvalue
 
     def in_users_units(self, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients, shape (..., n_features, n_targets), and intercepts, shape (..., n_targets)."""

@@ -113,14 +113,14 @@ def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
 
 def _bounded(problem: Problem) -> Design:
     """Orthonormal coordinates with bounds of mixtures, if the columns are as badly conditioned as to need them."""
-    if problem.standardised.smallest * DIAGONAL_CONDITION**2 >= 1:
-        return _standardised(problem)
-    if len(null_space(problem, problem.standardised.spread.nonzero()[0]).dependent):
+    columns = problem.standardised
+    kept = columns.spread.nonzero()[0]
+    if columns.is_conditioned(DIAGONAL_CONDITION**-2) or len(null_space(problem, kept).dependent):
         return _standardised(problem)
     penalty = problem.penalty
     unbounded = replace(penalty, lower=np.full_like(penalty.lower, -np.inf), upper=np.full_like(penalty.upper, np.inf))
     geometry = geometry_of(replace(problem, penalty=unbounded), tol=1e-6)
-    if len(geometry.inverse) < len(geometry.center):
+    if len(geometry.inverse) < len(kept):
         return _standardised(problem)
     design = replace(_orthonormal(problem, geometry), bounds=(penalty.lower, penalty.upper))
     exact = geometry.solution

@@ -92,6 +92,8 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     theta[: int(problem.fit_intercept)] += shift
     coef, intercept = design.in_users_units(theta)
     coef = _at_bounds_exactly(coef, theta[design.features], design, problem.penalty)
+    if design.bounds is not None and design.fit_intercept:
+        intercept = theta[0] - design.center @ coef
     scale = np.array([end.variables[-1] for end in ends]) if problem.loss.estimates_scale else None
     flat = [target for target, end in enumerate(ends) if end.is_flat]
     if flat:

@@ -34,20 +34,20 @@ def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solutio
 
     That is so for well-conditioned columns, and for dependent ones, of which no coordinates span all coefficients.
     """
-    penalty = problem.penalty
-    if penalty.l1.any() or problem.standardised.smallest > WELL_CONDITIONED:
+    penalty, columns = problem.penalty, problem.standardised
+    if penalty.l1.any() or columns.is_conditioned(WELL_CONDITIONED):
         return None
-    if len(null_space(problem, problem.standardised.spread.nonzero()[0]).dependent):
+    kept = columns.spread.nonzero()[0]
+    if len(null_space(problem, kept).dependent):
         return None
     nowhere = np.full_like(penalty.lower, np.inf)
     geometry = geometry_of(replace(problem, penalty=replace(penalty, lower=-nowhere, upper=nowhere)), tol)
-    if len(geometry.inverse) < len(geometry.center):
+    if len(geometry.inverse) < len(kept):
         return None
     found = [_solve_target(problem, geometry, target, max_iter) for target in range(problem.blocks.n_targets)]
     coef = np.stack([each[0] for each in found], axis=1)
     scale = float((geometry.target_spread**2).sum()) / 2
     gap = sum(each[1] for each in found)
-    columns = problem.standardised
     raw = (columns.raw / columns.scale)[: len(coef)]
     # Of predictions, what rounding of the coefficients makes of them; no coefficients in float64 have less.
     held = ROUNDING**2 * float(((coef * raw[:, None]) ** 2).sum())

@@ -16,7 +16,7 @@ AT_BOUND = 64 * 2.0**-53
 
 @dataclass(frozen=True)
 class MixtureBounds:
-    """``lower <= mixing @ variables <= upper``."""
+    """``lower <= mixing @ variables <= upper``, where that is not 0 whatever the variables."""
 
     mixing: np.ndarray  # shape: (n_mixtures, n_variables)
     lower: np.ndarray
@@ -28,22 +28,24 @@ class MixtureBounds:
         They are ``goal - hessian^-1 mixing.T m`` where the multipliers `m` minimise a quadratic, with ``m * upper``
         the price of positive and ``m * lower`` that of negative ones: an l1 penalty with a tilt.
         """
-        mixed = self.mixing @ goal
-        if ((self.lower <= mixed) & (mixed <= self.upper)).all():
+        some = self.mixing.any(1)
+        mixing, lower, upper = self.mixing[some], self.lower[some], self.upper[some]
+        mixed = mixing @ goal
+        if ((lower <= mixed) & (mixed <= upper)).all():
             return goal
-        reach = self.mixing.T
+        reach = mixing.T
         if hessian is not None:
             root = np.sqrt(hessian.diagonal())
-            upper = cholesky(hessian / root[:, None] / root)
-            if upper is None:
+            factor = cholesky(hessian / root[:, None] / root)
+            if factor is None:
                 reach = np.linalg.lstsq(hessian, reach)[0]
             else:
-                reach = solve_upper(upper, reach / root[:, None]) / root[:, None]
-        gram = self.mixing @ reach
+                reach = solve_upper(factor, reach / root[:, None]) / root[:, None]
+        gram = mixing @ reach
         unit = np.sqrt(gram.diagonal())
-        below, above = np.isfinite(self.lower), np.isfinite(self.upper)
-        low = np.where(below, self.lower, np.where(above, self.upper, 0.0))
-        high = np.where(above, self.upper, low)
+        below, above = np.isfinite(lower), np.isfinite(upper)
+        low = np.where(below, lower, np.where(above, upper, 0.0))
+        high = np.where(above, upper, low)
         price = Penalty(
             (high / 2 - low / 2) / unit,
             np.zeros_like(unit),
