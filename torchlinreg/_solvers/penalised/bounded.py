@@ -2,22 +2,25 @@
 
 With ``coef = transform @ z`` the objective is half the squared distance of `z` from the least squares solution, so
 that the optimum is the point nearest to that within the bounds of ``transform @ z``. Gradients of the rows refine
-it, as they do least squares.
+it, as they do least squares. Columns that depend on others add moves along null vectors, which cost nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS
 from torchlinreg._moments.moments import shift_and_scale
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
-from torchlinreg._solvers.null_space import null_space
+from torchlinreg._solvers.null_space import NullSpace, null_space
 from torchlinreg._solvers.penalised.mixtures import MixtureBounds
 
 # Gram matrices of unit columns whose smallest eigenvalue is above this keep the digits that refinement needs.
@@ -25,66 +28,96 @@ WELL_CONDITIONED = 1e-8
 MAX_REFINEMENTS = 10
 # Steps end where they gain this share of the objective of the best constant: nothing of it is left in float64.
 NOTHING = 1e-30
+# A move along a null vector costs as much as a change of the predictions that is so many times smaller.
+FREE_MOVE = 1e4
 # The rounding of a coefficient, twice.
 ROUNDING = 4 * EPS
 
 
 def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solution | None:
-    """The squared error with bounds and at most a ridge; None where another way is as good.
-
-    That is so for well-conditioned columns, and for dependent ones, of which no coordinates span all coefficients.
-    """
+    """The squared error with bounds and at most a ridge; None where moments are as good."""
     penalty, columns = problem.penalty, problem.standardised
     if penalty.l1.any() or columns.is_conditioned(WELL_CONDITIONED):
         return None
     kept = columns.spread.nonzero()[0]
-    if len(null_space(problem, kept).dependent):
+    null = null_space(problem, kept)
+    independent = np.setdiff1d(kept, null.dependent)
+    if len(null.dependent):
+        upper = cholesky(columns.gram[np.ix_(independent, independent)])
+        clear = upper is not None and extreme_singular_values(upper)[1] ** 2 > WELL_CONDITIONED
+        if clear or penalty.l2.any():
+            return None
+    free = np.full(len(independent), np.inf)
+    unbounded = replace(penalty.part(independent), lower=-free, upper=free)
+    blocks = problem.blocks.columns(torch.from_numpy(independent)) if len(free) < len(penalty.l1) else problem.blocks
+    geometry = geometry_of(replace(problem, blocks=blocks, penalty=unbounded), tol)
+    if len(geometry.inverse) < len(free):
         return None
-    nowhere = np.full_like(penalty.lower, np.inf)
-    geometry = geometry_of(replace(problem, penalty=replace(penalty, lower=-nowhere, upper=nowhere)), tol)
-    if len(geometry.inverse) < len(kept):
-        return None
-    found = [_solve_target(problem, geometry, target, max_iter) for target in range(problem.blocks.n_targets)]
-    coef = np.stack([each[0] for each in found], axis=1)
+    mixing = _mixing(geometry, independent, null, columns.unit)
+    bounds = MixtureBounds(mixing, penalty.lower, penalty.upper)
+    best = geometry.inverse @ geometry.solution.coef
+    found = [_solve_target(problem, bounds, goal, target, max_iter) for target, goal in enumerate(best.T)]
+    coef = np.stack([each.coef for each in found], axis=1)
     scale = float((geometry.target_spread**2).sum()) / 2
-    gap = sum(each[1] for each in found)
-    raw = (columns.raw / columns.scale)[: len(coef)]
+    gap = sum(each.gap for each in found)
     # Of predictions, what rounding of the coefficients makes of them; no coefficients in float64 have less.
+    raw = (columns.raw / columns.scale)[: len(coef)]
     held = ROUNDING**2 * float(((coef * raw[:, None]) ** 2).sum())
     optimality = gap / scale if scale > 0 else gap
     return Solution(
         coef=coef,
-        intercept=geometry.target_center - geometry.center @ coef,
+        intercept=columns.target_center - columns.center @ coef,
         rank=None,
         condition_number=None,
         solver="active_set",
         status=Status.OPTIMAL if optimality <= tol or gap <= held else Status.STUCK,
-        n_iter=max(each[2] for each in found),
+        n_iter=max(each.n_passes for each in found),
         error=0.0,
         optimality=optimality,
     )
 
 
+def _mixing(geometry: Geometry, independent: np.ndarray, null: NullSpace, unit: np.ndarray) -> np.ndarray:
+    """How coefficients follow from orthonormal coordinates and, behind them, from moves along null vectors.
+
+    Moves change no prediction; in these units, they take next to nothing of the distance either.
+    """
+    n_coordinates = geometry.transform.shape[1]
+    mixing = np.zeros((len(unit), n_coordinates + len(null.dependent)))
+    mixing[independent, :n_coordinates] = geometry.transform
+    mixing[null.dependent, n_coordinates + np.arange(len(null.dependent))] = 1.0
+    mixing[null.others, n_coordinates:] = -null.transfer
+    mixing[:, n_coordinates:] *= FREE_MOVE / unit[null.dependent]
+    return mixing
+
+
+class _End(NamedTuple):
+    coef: np.ndarray
+    gap: float  # how far the objective is above its optimum, at most
+    n_passes: int
+
+
 def _solve_target(
-    problem: Problem, geometry: Geometry, target: int, max_iter: int | None
-) -> tuple[np.ndarray, float, int]:
-    """Coefficients, how far the objective is above its optimum, at most, and the number of passes."""
-    penalty, transform = problem.penalty, geometry.transform
-    bounds = MixtureBounds(transform, penalty.lower, penalty.upper)
-    z = bounds.nearest(geometry.inverse @ geometry.solution.coef[:, target])
-    coef = bounds.snapped(transform @ z, float(np.linalg.norm(z)))
-    enough = NOTHING * float(geometry.target_spread[target] ** 2)
+    problem: Problem, bounds: MixtureBounds, best: np.ndarray, target: int, max_iter: int | None
+) -> _End:
+    """From the coordinates of least squares on; those of moves follow from one step to the next."""
+    penalty, mixing = problem.penalty, bounds.mixing
+    inside = slice(0, len(best))
+    start = bounds.nearest(np.pad(best, (0, mixing.shape[1] - len(best))))
+    coef = bounds.snapped(mixing @ start, float(np.linalg.norm(start)))
+    enough = NOTHING * float(problem.standardised.target_spread[target] ** 2)
     last = np.inf
     limit = MAX_REFINEMENTS if max_iter is None else min(MAX_REFINEMENTS, max(1, max_iter))
     for n_passes in range(1, limit + 1):
-        slope = transform.T @ (_gradient(problem, coef, target) - penalty.l2 * coef)
+        slope = mixing.T @ (_gradient(problem, coef, target) - penalty.l2 * coef)
+        slope[len(best) :] = 0.0
         step = replace(bounds, lower=penalty.lower - coef, upper=penalty.upper - coef).nearest(slope)
-        gain = float(step @ slope - step @ step / 2)
+        gain = float(step[inside] @ (slope[inside] - step[inside] / 2))
         if not enough < gain < last / 2:
             break
         last = gain
-        coef = bounds.snapped(coef + transform @ step, float(np.linalg.norm(step)))
-    return coef, max(gain, 0.0), 1 + n_passes
+        coef = bounds.snapped(coef + mixing @ step, float(np.linalg.norm(step)))
+    return _End(coef, max(gain, 0.0), 1 + n_passes)
 
 
 def _gradient(problem: Problem, coef: np.ndarray, target: int) -> np.ndarray:
