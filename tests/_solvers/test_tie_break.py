@@ -272,15 +272,25 @@ def test_bounds_of_ill_conditioned_columns_for_smooth_losses(offset, bounds, los
         assert reg.coef_[1] == -1
 
 
-@pytest.mark.parametrize("offset", [1e3, 1e6])
-def test_a_tie_among_ill_conditioned_columns(offset):
-    """The ridge that decides among optima leaves what the rows do determine."""
+@pytest.mark.parametrize("loss", ["squared_error", "huber", "log_cosh"])
+@pytest.mark.parametrize("offset", [1e3, 1e6, 1e8])
+def test_a_tie_among_ill_conditioned_columns(offset, loss):
+    """What decides among optima leaves what the rows do determine."""
     X = shifted(offset)
-    alone = TorchLinearRegressor(loss="huber").fit(X, TARGET)
-    reg = TorchLinearRegressor(loss="huber", bounds=(-9, 9)).fit(np.column_stack([X, X[:, 0]]), TARGET)
+    alone = TorchLinearRegressor(loss=loss).fit(X, TARGET)
+    reg = TorchLinearRegressor(loss=loss, bounds=(-9, 9)).fit(np.column_stack([X, X[:, 0]]), TARGET)
     expected = [alone.coef_[0] / 2, alone.coef_[1], alone.coef_[0] / 2]
-    np.testing.assert_allclose(reg.coef_, expected, rtol=1e-4)
+    np.testing.assert_allclose(reg.coef_, expected, rtol=1e-6)
     assert reg.status_.kind is Status.MINIMUM_NORM
+
+
+@pytest.mark.parametrize("offset", [1e5, 1e8])
+def test_a_tie_at_bounds_of_ill_conditioned_columns(offset):
+    X = np.column_stack([shifted(offset), shifted(offset)[:, 0]])
+    lower, upper = [-9, -1, -9], [9, 9, 0.25]
+    reg = TorchLinearRegressor(bounds=(lower, upper)).fit(X, TARGET)
+    np.testing.assert_allclose(reg.coef_, truth(X, TARGET, lower, upper), rtol=1e-9)
+    assert reg.coef_[1:].tolist() == [-1, 0.25]
 
 
 def dependent_of(X, moments=False, weight=None):

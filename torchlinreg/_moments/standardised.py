@@ -64,9 +64,9 @@ class Standardised:
         """The smallest eigenvalue of `gram`, at least 0."""
         return max(float(np.linalg.eigvalsh(self.gram)[0]), 0.0)
 
-    def is_conditioned(self, eigenvalue: float) -> bool:
-        """Whether the smallest eigenvalue of `gram` is above a number, to about 30 %; cheaper than `smallest`."""
-        upper = cholesky(self.gram)
+    def is_conditioned(self, eigenvalue: float, among: np.ndarray | None = None) -> bool:
+        """Whether the smallest eigenvalue of `gram`, of some features, is above a number, to about 30 %."""
+        upper = cholesky(self.gram if among is None else self.gram[np.ix_(among, among)])
         return upper is not None and extreme_singular_values(upper)[1] ** 2 > eigenvalue
 
     def in_users_units(self, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

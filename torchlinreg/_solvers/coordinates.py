@@ -19,6 +19,7 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
 from torchlinreg._solvers.null_space import null_space
+from torchlinreg._solvers.penalised.nearest import MixedBounds
 
 # Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.
 KEPT_BYTES = 64 * 2**20
@@ -40,7 +41,7 @@ class Design:
     center: np.ndarray  # shape: (n_features,)
     transform: np.ndarray  # shape: (n_features, n_coordinates), or (n_features,) for a diagonal one
     penalty: Penalty | None  # None where the coordinates mix features; there are then a ridge and bounds at most
-    bounds: tuple[np.ndarray, np.ndarray] | None  # of coef, where the coordinates mix features; (lower, upper)
+    bounds: MixedBounds | None  # of coef, where the coordinates mix features
     ridge: np.ndarray  # shape: (n_columns, n_columns), or (n_columns,) for a diagonal one
     gram: np.ndarray | None  # mean products of the columns, where known; shape: (n_columns, n_columns)
     start: np.ndarray  # the least squares solution or zero; shape: (n_columns, n_targets)
@@ -91,7 +92,7 @@ class Design:
 def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
     """The rows of a problem in good coordinates; costs a pass over the rows or two.
 
-    Features that have bounds are mixed only with `mixing_bounded`, and where none depends on others.
+    Features that have bounds are mixed only with `mixing_bounded`.
     """
     penalty = problem.penalty
     if not penalty.is_ridge:
@@ -113,18 +114,30 @@ def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
 
 def _bounded(problem: Problem) -> Design:
     """Orthonormal coordinates with bounds of mixtures, if the columns are as badly conditioned as to need them."""
-    columns = problem.standardised
+    penalty, columns = problem.penalty, problem.standardised
     kept = columns.spread.nonzero()[0]
-    if columns.is_conditioned(DIAGONAL_CONDITION**-2) or len(null_space(problem, kept).dependent):
+    null = null_space(problem, kept)
+    independent = np.setdiff1d(kept, null.dependent)
+    if columns.is_conditioned(DIAGONAL_CONDITION**-2, independent) or (len(null.dependent) and penalty.l2.any()):
         return _standardised(problem)
-    penalty = problem.penalty
-    unbounded = replace(penalty, lower=np.full_like(penalty.lower, -np.inf), upper=np.full_like(penalty.upper, np.inf))
-    geometry = geometry_of(replace(problem, penalty=unbounded), tol=1e-6)
-    if len(geometry.inverse) < len(kept):
+    free = np.full(len(independent), np.inf)
+    unbounded = replace(penalty.part(independent), lower=-free, upper=free)
+    blocks = problem.blocks.columns(torch.from_numpy(independent))
+    geometry = geometry_of(replace(problem, blocks=blocks, penalty=unbounded), tol=1e-6)
+    if len(geometry.inverse) < len(independent):
         return _standardised(problem)
-    design = replace(_orthonormal(problem, geometry), bounds=(penalty.lower, penalty.upper))
+    transform = np.zeros((len(columns.unit), len(independent)))
+    transform[independent] = geometry.transform
+    ridge = np.zeros((len(independent) + problem.fit_intercept,) * 2)
+    inside = slice(int(problem.fit_intercept), None)
+    ridge[inside, inside] = (transform.T * penalty.l2) @ transform
     exact = geometry.solution
-    return replace(design, start=design.coordinates_of(exact.coef, exact.intercept))
+    start = geometry.inverse @ exact.coef
+    if problem.fit_intercept:
+        start = np.concatenate([(exact.intercept + geometry.center @ exact.coef)[None], start])
+    bounds = MixedBounds.of(geometry.inverse, independent, null, penalty.lower, penalty.upper)
+    design = _design(problem, columns.center, transform, None, ridge)
+    return replace(design, start=start, bounds=bounds)
 
 
 def _standardised(problem: Problem) -> Design:

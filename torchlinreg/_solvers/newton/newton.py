@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import block_diag
 
 from torchlinreg._linalg.cholesky import cholesky, solve_upper
 from torchlinreg._objective.penalty import Penalty
@@ -24,7 +25,7 @@ from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.coordinates import Design, design_of
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
-from torchlinreg._solvers.penalised.mixtures import MixtureBounds
+from torchlinreg._solvers.penalised.nearest import MixedBounds
 from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
@@ -355,7 +356,7 @@ class _Model:
     ridge: np.ndarray  # shape: (n_variables,) * 2
     penalty: Penalty | None  # None where there is a ridge only
     moves: np.ndarray  # whether a variable changes any prediction; shape: (n_variables,)
-    bounds: MixtureBounds | None = None  # of mixtures of the variables
+    bounds: MixedBounds | None = None  # of coefficients that the variables mix
     pull: float = 0.0  # ridge towards the coordinates `toward`, in directions `pulled` only
     pulled: np.ndarray | None = None  # orthonormal; shape: (n_directions, n_columns)
     toward: np.ndarray | float = 0.0
@@ -373,9 +374,7 @@ class _Model:
         if design.penalty is None or design.penalty.is_ridge:
             bounds = None
             if design.bounds is not None:
-                mixing = np.zeros((len(design.transform), n_variables))
-                mixing[:, : design.n_columns][:, design.features] = design.transform
-                bounds = MixtureBounds(mixing, *design.bounds)
+                bounds = _with_free_ends(design.bounds, int(design.fit_intercept), int(has_scale))
             return _Model(ridge, None, moves, bounds)
         before, after = int(design.fit_intercept), int(has_scale)
 
@@ -398,7 +397,7 @@ class _Model:
         """The nearest coordinates within the bounds."""
         if self.bounds is not None:
             padded = np.pad(theta, (0, len(self.moves) - len(theta)))
-            return self.bounds.nearest(padded)[: len(theta)]
+            return (self.bounds.mixing @ self.bounds.nearest(padded).coef)[: len(theta)]
         if self.penalty is None:
             return theta
         bounds = self.penalty.lower[: len(theta)], self.penalty.upper[: len(theta)]
@@ -452,7 +451,7 @@ class _Model:
         gradient = self.gradient(here, variables)
         if self.penalty is None:
             goal = variables - _solve(damped, gradient)
-            goal = goal if self.bounds is None else self.bounds.nearest(goal, damped)
+            goal = goal if self.bounds is None else _within(self.bounds, goal, damped)
             change = 0.0
         else:
             goal = minimise_quadratic(damped, damped @ variables - gradient, self.penalty, variables).coef
@@ -460,6 +459,24 @@ class _Model:
         step = goal - variables
         fall = -float(gradient @ step + step @ hessian @ step / 2) - change
         return goal, max(fall, 0.0)
+
+
+def _with_free_ends(bounds: MixedBounds, before: int, after: int) -> MixedBounds:
+    """The bounds with variables of their own, which have none, before and after the others."""
+    mixing = block_diag(np.eye(before), bounds.mixing, np.eye(after))
+    lower = np.pad(bounds.lower, (before, after), constant_values=-np.inf)
+    upper = np.pad(bounds.upper, (before, after), constant_values=np.inf)
+    return MixedBounds(mixing, lower, upper, bounds.has_ties)
+
+
+def _within(bounds: MixedBounds, goal: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """The variables within the bounds that are nearest to a goal, in the norm of a Hessian."""
+    unit = np.sqrt(hessian.diagonal())
+    upper = cholesky(hessian / unit[:, None] / unit)
+    if upper is None:  # rounding of a singular matrix
+        values, vectors = np.linalg.eigh(hessian)
+        return bounds.mixing @ bounds.nearest(goal, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).coef
+    return bounds.mixing @ bounds.nearest(goal, np.triu(upper) * unit).coef
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -473,9 +490,7 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 def _at_bounds_exactly(coef: np.ndarray, inside: np.ndarray, design: Design, penalty: Penalty) -> np.ndarray:
     """Coefficients that reached a bound, in coordinates, take the user's number."""
     if design.bounds is not None:
-        bounds = MixtureBounds(design.transform, *design.bounds)
-        sizes = np.linalg.norm(inside, axis=0)
-        return np.stack([bounds.snapped(*each) for each in zip(coef.T, sizes, strict=True)], axis=1)
+        return np.stack([design.bounds.nearest(each).coef for each in inside.T], axis=1)
     if design.penalty is None or not penalty.has_bounds:
         return coef
     for scaled, bound in ((design.penalty.lower, penalty.lower), (design.penalty.upper, penalty.upper)):

@@ -2,7 +2,7 @@
 
 With ``coef = transform @ z`` the objective is half the squared distance of `z` from the least squares solution, so
 that the optimum is the point nearest to that within the bounds of ``transform @ z``. Gradients of the rows refine
-it, as they do least squares. Columns that depend on others add moves along null vectors, which cost nothing.
+it, as they do least squares.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS
 from torchlinreg._moments.moments import shift_and_scale
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
-from torchlinreg._solvers.null_space import NullSpace, null_space
-from torchlinreg._solvers.penalised.mixtures import MixtureBounds
+from torchlinreg._solvers.least_squares.whitening import geometry_of
+from torchlinreg._solvers.null_space import null_space
+from torchlinreg._solvers.penalised.nearest import MixedBounds
 
-# Gram matrices of unit columns whose smallest eigenvalue is above this keep the digits that refinement needs.
-WELL_CONDITIONED = 1e-8
+# Coefficients by a Gram matrix of unit columns, of no smaller eigenvalue, have 12 digits.
+WELL_CONDITIONED = 1e-4
 MAX_REFINEMENTS = 10
 # Steps end where they gain this share of the objective of the best constant: nothing of it is left in float64.
 NOTHING = 1e-30
-# A move along a null vector costs as much as a change of the predictions that is so many times smaller.
-FREE_MOVE = 1e4
 # The rounding of a coefficient, twice.
 ROUNDING = 4 * EPS
 
@@ -42,21 +39,21 @@ def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solutio
     kept = columns.spread.nonzero()[0]
     null = null_space(problem, kept)
     independent = np.setdiff1d(kept, null.dependent)
-    if len(null.dependent):
-        upper = cholesky(columns.gram[np.ix_(independent, independent)])
-        clear = upper is not None and extreme_singular_values(upper)[1] ** 2 > WELL_CONDITIONED
-        if clear or penalty.l2.any():
-            return None
+    if len(null.dependent) and (penalty.l2.any() or columns.is_conditioned(WELL_CONDITIONED, independent)):
+        return None
     free = np.full(len(independent), np.inf)
     unbounded = replace(penalty.part(independent), lower=-free, upper=free)
     blocks = problem.blocks.columns(torch.from_numpy(independent)) if len(free) < len(penalty.l1) else problem.blocks
     geometry = geometry_of(replace(problem, blocks=blocks, penalty=unbounded), tol)
     if len(geometry.inverse) < len(free):
         return None
-    mixing = _mixing(geometry, independent, null, columns.unit)
-    bounds = MixtureBounds(mixing, penalty.lower, penalty.upper)
+    bounds = MixedBounds.of(geometry.inverse, independent, null, penalty.lower, penalty.upper)
+    transform = np.zeros((len(columns.unit), len(geometry.inverse)))
+    transform[independent] = geometry.transform
     best = geometry.inverse @ geometry.solution.coef
-    found = [_solve_target(problem, bounds, goal, target, max_iter) for target, goal in enumerate(best.T)]
+    found = [
+        _solve_target(problem, bounds, transform, goal, target, max_iter) for target, goal in enumerate(best.T)
+    ]
     coef = np.stack([each.coef for each in found], axis=1)
     scale = float((geometry.target_spread**2).sum()) / 2
     gap = sum(each.gap for each in found)
@@ -77,20 +74,6 @@ def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solutio
     )
 
 
-def _mixing(geometry: Geometry, independent: np.ndarray, null: NullSpace, unit: np.ndarray) -> np.ndarray:
-    """How coefficients follow from orthonormal coordinates and, behind them, from moves along null vectors.
-
-    Moves change no prediction; in these units, they take next to nothing of the distance either.
-    """
-    n_coordinates = geometry.transform.shape[1]
-    mixing = np.zeros((len(unit), n_coordinates + len(null.dependent)))
-    mixing[independent, :n_coordinates] = geometry.transform
-    mixing[null.dependent, n_coordinates + np.arange(len(null.dependent))] = 1.0
-    mixing[null.others, n_coordinates:] = -null.transfer
-    mixing[:, n_coordinates:] *= FREE_MOVE / unit[null.dependent]
-    return mixing
-
-
 class _End(NamedTuple):
     coef: np.ndarray
     gap: float  # how far the objective is above its optimum, at most
@@ -98,25 +81,29 @@ class _End(NamedTuple):
 
 
 def _solve_target(
-    problem: Problem, bounds: MixtureBounds, best: np.ndarray, target: int, max_iter: int | None
+    problem: Problem,
+    bounds: MixedBounds,
+    transform: np.ndarray,
+    best: np.ndarray,
+    target: int,
+    max_iter: int | None,
 ) -> _End:
-    """From the coordinates of least squares on; those of moves follow from one step to the next."""
-    penalty, mixing = problem.penalty, bounds.mixing
-    inside = slice(0, len(best))
-    start = bounds.nearest(np.pad(best, (0, mixing.shape[1] - len(best))))
-    coef = bounds.snapped(mixing @ start, float(np.linalg.norm(start)))
+    """From the coordinates of least squares on, by steps that the rows' gradients lead to."""
+    penalty = problem.penalty
+    coef, _ = bounds.nearest(best)
     enough = NOTHING * float(problem.standardised.target_spread[target] ** 2)
     last = np.inf
     limit = MAX_REFINEMENTS if max_iter is None else min(MAX_REFINEMENTS, max(1, max_iter))
     for n_passes in range(1, limit + 1):
-        slope = mixing.T @ (_gradient(problem, coef, target) - penalty.l2 * coef)
-        slope[len(best) :] = 0.0
-        step = replace(bounds, lower=penalty.lower - coef, upper=penalty.upper - coef).nearest(slope)
-        gain = float(step[inside] @ (slope[inside] - step[inside] / 2))
+        slope = transform.T @ (_gradient(problem, coef, target) - penalty.l2 * coef)
+        left = replace(bounds, lower=penalty.lower - coef, upper=penalty.upper - coef)
+        change, side = left.nearest(slope)
+        step = bounds.mixing @ change
+        gain = float(step @ (slope - step / 2))
         if not enough < gain < last / 2:
             break
         last = gain
-        coef = bounds.snapped(coef + mixing @ step, float(np.linalg.norm(step)))
+        coef = bounds.placed(coef + change, side)
     return _End(coef, max(gain, 0.0), 1 + n_passes)
 
 
