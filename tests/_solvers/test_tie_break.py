@@ -1,4 +1,4 @@
-"""Of several optima the shortest one, against exact truths; and no tie where columns are only ill-conditioned."""
+"""Of several optima the shortest, against exact truths; and no tie where columns are just ill-conditioned."""
 
 from __future__ import annotations
 
@@ -26,11 +26,17 @@ def exact(array) -> Matrix:
 
 
 def times(a: Matrix, b: Matrix) -> Matrix:
-    return [[sum((x * y for x, y in zip(row, column, strict=True)), Fraction(0)) for column in zip(*b)] for row in a]
+    return [
+        [
+            sum((x * y for x, y in zip(row, column, strict=True)), Fraction(0))
+            for column in zip(*b, strict=True)
+        ]
+        for row in a
+    ]
 
 
 def transposed(a: Matrix) -> Matrix:
-    return [list(row) for row in zip(*a)]
+    return [list(row) for row in zip(*a, strict=True)]
 
 
 def reduced(a: Matrix) -> tuple[Matrix, list[int]]:
@@ -71,10 +77,12 @@ def truth(X, y, lower, upper, weight=None, fit_intercept=True) -> np.ndarray:
     share = [Fraction(1)] * len(rows) if weight is None else exact(weight)[0]
     columns = [*transposed(rows), target]
     if fit_intercept:
-        means = [sum(w * x for w, x in zip(share, column)) / sum(share) for column in columns]
+        means = [sum(w * x for w, x in zip(share, column, strict=True)) / sum(share) for column in columns]
         columns = [[x - mean for x in column] for column, mean in zip(columns, means, strict=True)]
     # Weights that are squares of whole numbers have exact roots.
-    columns = [[Fraction(int(float(w) ** 0.5)) * x for w, x in zip(share, column)] for column in columns]
+    columns = [
+        [Fraction(int(float(w) ** 0.5)) * x for w, x in zip(share, column, strict=True)] for column in columns
+    ]
     design, target = columns[:-1], columns[-1]
     best = None
     for sides in itertools.product((None, 0, 1), repeat=len(design)):
@@ -83,14 +91,20 @@ def truth(X, y, lower, upper, weight=None, fit_intercept=True) -> np.ndarray:
             continue
         coef = [None if value is None else Fraction(float(value)) for value in held]
         free = [j for j, value in enumerate(coef) if value is None]
-        left = [t - sum(c * design[j][i] for j, c in enumerate(coef) if c is not None) for i, t in enumerate(target)]
+        left = [
+            t - sum(c * design[j][i] for j, c in enumerate(coef) if c is not None)
+            for i, t in enumerate(target)
+        ]
         if free:
             part = transposed([design[j] for j in free])
             for j, (value,) in zip(free, shortest_least_squares(part, [[t] for t in left]), strict=True):
                 coef[j] = value
         if not all(low <= c <= high for c, low, high in zip(coef, lower, upper, strict=True)):
             continue
-        residual = [t - sum(c * column[i] for c, column in zip(coef, design)) for i, t in enumerate(target)]
+        residual = [
+            t - sum(c * column[i] for c, column in zip(coef, design, strict=True))
+            for i, t in enumerate(target)
+        ]
         key = sum(r * r for r in residual), sum(c * c for c in coef)
         if best is None or key < best[0]:
             best = key, coef
@@ -98,7 +112,10 @@ def truth(X, y, lower, upper, weight=None, fit_intercept=True) -> np.ndarray:
     return np.array([float(c) for c in best[1]])
 
 
-ISSUE = np.array([[2.0, 3, 2], [-2, -2, -2], [2, 2, 2], [0, -2, 0], [2, 0, 2]]), np.array([-4.0, -4, -1, 2, -1])
+ISSUE = (
+    np.array([[2.0, 3, 2], [-2, -2, -2], [2, 2, 2], [0, -2, 0], [2, 0, 2]]),
+    np.array([-4.0, -4, -1, 2, -1]),
+)
 KINDS = {
     "dense": lambda X: X,
     "float32": lambda X: X.astype(np.float32),
@@ -129,7 +146,9 @@ def some_integers(seed):
     lower, upper = np.zeros(n_features), np.full(n_features, np.inf)
     if seed % 2:
         lower = np.where(rng.random(n_features) < 0.6, rng.integers(-2, 2, n_features) / 2, -np.inf)
-        upper = np.where(rng.random(n_features) < 0.5, np.maximum(lower, -1) + rng.integers(0, 3, n_features) / 2, upper)
+        upper = np.where(
+            rng.random(n_features) < 0.5, np.maximum(lower, -1) + rng.integers(0, 3, n_features) / 2, upper
+        )
     weight = rng.choice([1.0, 4.0, 9.0], n_samples) if seed % 5 == 0 else None
     return X, rng.integers(-4, 5, n_samples).astype(float), lower, upper, weight
 
@@ -144,7 +163,7 @@ def test_shortest_coefficients_within_bounds(seed):
 
 
 def assert_shortest_positive(X, coef, rtol=1e-9):
-    """No shorter coefficients predict the same: ``coef = max(X.T v, 0)`` for some `v` (Karush, Kuhn, Tucker)."""
+    """No shorter coefficients predict the same: ``coef = max(X.T v, 0)`` for some `v` (Kuhn, Tucker)."""
     centred = X - X.mean(0)
     used = coef > 0
     v = np.linalg.lstsq(centred[:, used].T, coef[used])[0]
@@ -224,7 +243,11 @@ def test_path_and_cross_validation_take_the_shortest():
     search = TorchLinearRegressorCV(alphas=[1.0, 0.0], cv=folds, positive=True).fit(X, y)
     for k, (train, test) in enumerate(folds):
         alone = TorchLinearRegressor(positive=True).fit(X[train], y[train])
-        scores = [search.cv_results_[f"split{k}_test_score"][i] for i, p in enumerate(search.cv_results_["params"]) if p["alpha"] == 0]
+        scores = [
+            search.cv_results_[f"split{k}_test_score"][i]
+            for i, p in enumerate(search.cv_results_["params"])
+            if p["alpha"] == 0
+        ]
         assert scores == pytest.approx([alone.score(X[test], y[test])] * len(scores), rel=1e-10)
 
 
@@ -257,7 +280,7 @@ def test_bounds_of_ill_conditioned_columns(offset, bounds):
 @pytest.mark.parametrize("bounds", [(-9, 9), (-1, 9)])
 @pytest.mark.parametrize("offset", [1e5, 1e7, 1e8, 1e9])
 def test_bounds_of_ill_conditioned_columns_for_smooth_losses(offset, bounds, loss):
-    """Against coordinates in which the columns are well-conditioned: ``c x1 + d x2 = c (x1 - x2) + (c + d) x2``."""
+    """Against well-conditioned coordinates: ``c x1 + d x2 = c (x1 - x2) + (c + d) x2``."""
     X = shifted(offset)
     away = np.column_stack([X[:, 0] - X[:, 1], X[:, 1]])
     y, held = TARGET, bounds == (-1, 9)
@@ -309,7 +332,9 @@ class TestNullSpace:
         years = np.linspace(1950, 2020, 71)[:, None]
         assert degree - len(dependent_of(years ** np.arange(1, degree + 1), moments).dependent) == rank
 
-    @pytest.mark.parametrize(("noise", "n_dependent"), [(1e-6, 0), (1e-9, 0), (1e-12, 0), (1e-14, 0), (1e-15, 1)])
+    @pytest.mark.parametrize(
+        ("noise", "n_dependent"), [(1e-6, 0), (1e-9, 0), (1e-12, 0), (1e-14, 0), (1e-15, 1)]
+    )
     def test_columns_that_are_nearly_alike(self, noise, n_dependent, moments):
         X = np.random.default_rng(0).standard_normal((50, 4))
         X[:, 3] = X[:, 0] + noise * X[:, 3]
@@ -339,7 +364,11 @@ def exact_shortest(equations, right, lower, upper):
         if free.any():
             coef[free] = np.linalg.lstsq(equations[:, free], right - equations @ coef, rcond=1e-11)[0]
         inside = (coef >= lower - 1e-9).all() and (coef <= upper + 1e-9).all()
-        if inside and np.abs(equations @ coef - right).max() < 1e-9 and (best is None or coef @ coef < best @ best - 1e-12):
+        if (
+            inside
+            and np.abs(equations @ coef - right).max() < 1e-9
+            and (best is None or coef @ coef < best @ best - 1e-12)
+        ):
             best = coef
     return best
 

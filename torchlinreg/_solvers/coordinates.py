@@ -40,7 +40,9 @@ class Design:
     fit_intercept: bool
     center: np.ndarray  # shape: (n_features,)
     transform: np.ndarray  # shape: (n_features, n_coordinates), or (n_features,) for a diagonal one
-    penalty: Penalty | None  # None where the coordinates mix features; there are then a ridge and bounds at most
+    penalty: (
+        Penalty | None
+    )  # None where the coordinates mix features; there are then a ridge and bounds at most
     bounds: MixedBounds | None  # of coef, where the coordinates mix features
     ridge: np.ndarray  # shape: (n_columns, n_columns), or (n_columns,) for a diagonal one
     gram: np.ndarray | None  # mean products of the columns, where known; shape: (n_columns, n_columns)
@@ -113,12 +115,14 @@ def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
 
 
 def _bounded(problem: Problem) -> Design:
-    """Orthonormal coordinates with bounds of mixtures, if the columns are as badly conditioned as to need them."""
+    """Orthonormal coordinates with bounds of what they mix, if columns are ill-conditioned."""
     penalty, columns = problem.penalty, problem.standardised
     kept = columns.spread.nonzero()[0]
     null = null_space(problem, kept)
     independent = np.setdiff1d(kept, null.dependent)
-    if columns.is_conditioned(DIAGONAL_CONDITION**-2, independent) or (len(null.dependent) and penalty.l2.any()):
+    if columns.is_conditioned(DIAGONAL_CONDITION**-2, independent) or (
+        len(null.dependent) and penalty.l2.any()
+    ):
         return _standardised(problem)
     free = np.full(len(independent), np.inf)
     unbounded = replace(penalty.part(independent), lower=-free, upper=free)

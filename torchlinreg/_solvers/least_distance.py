@@ -1,9 +1,12 @@
 """The shortest vector within bounds that satisfies linear equations: least distance programming.
 
-``min |c|^2 / 2`` with ``A c = b`` and ``lower <= c <= upper`` has the dual ``min_v sum_j h_j(a_j . v) - b . v``,
-with a variable for each equation, of which ``c = clip(A.T v, lower, upper)`` is the gradient's part. It is piecewise
-quadratic: proximal steps (which are augmented Lagrangians of the primal), each by Newton's method with exact line
-searches (Li, Sun, Toh 2018, SIAM J. Optim. 28, 433-458), end at the optimum after finitely many.
+``min |c|^2 / 2`` with ``A c = b`` and ``lower <= c <= upper`` has a dual with a variable for each equation::
+
+    min_v sum_j h_j(a_j . v) - b . v,   where h_j'(t) = clip(t, lower_j, upper_j) and c_j = h_j'(a_j . v)
+
+It is piecewise quadratic: proximal steps (which are augmented Lagrangians of the primal), each by Newton's
+method with exact line searches (Li, Sun, Toh 2018, SIAM J. Optim. 28, 433-458), end at the optimum after
+finitely many.
 """
 
 from __future__ import annotations
@@ -13,11 +16,16 @@ from scipy.linalg import lapack
 
 EPS = 2.0**-53
 # Each proximal step shrinks the violation of an equation by this share of its squared norm, over what of that
-# belongs to coefficients that are free: two or three steps suffice, some more where few are.
+# belongs to coefficients that are free: two or three steps suffice, up to five where few are.
 PROXIMAL = 1e-6
-MAX_PROXIMAL, MAX_NEWTON = 60, 200
-# Violations of the equations in units of the rounding of their terms that end a step, and that may remain.
-SETTLED, SATISFIED = 4.0, 32.0
+MAX_PROXIMAL = 60
+# Newton steps of a proximal one: 5 to 7 for normal data of up to 200 x 5000, up to 110 where one vector is
+# left.
+MAX_NEWTON = 200
+# Violations of the equations, in units of the rounding of their terms, that end a step.
+SETTLED = 4.0
+# Violations that may remain, in the same units.
+SATISFIED = 32.0
 # Corrections of the free coefficients at the end, each of which shrinks their error by `PROXIMAL`.
 CORRECTIONS = 2
 
@@ -64,7 +72,7 @@ def _corrected(
     weight: np.ndarray,
     coef: np.ndarray,
 ) -> np.ndarray:
-    """Free coefficients moved to where they satisfy the equations to their own rounding, not that of the dual."""
+    """Free coefficients moved to satisfy the equations to their own rounding, not that of the dual."""
     free = (coef > lower) & (coef < upper)
     inside = equations[:, free]
     coef = coef.copy()
@@ -76,7 +84,7 @@ def _corrected(
 
 
 def _newton_step(inside: np.ndarray, weight: np.ndarray, gradient: np.ndarray) -> np.ndarray | None:
-    """Minus the Hessian of the dual's proximal step, to the power -1, times the gradient; None for overflow."""
+    """The Newton step of the dual's proximal objective; None for overflow."""
     hessian = inside @ inside.T
     hessian.ravel()[:: len(hessian) + 1] += weight
     unit = np.sqrt(hessian.diagonal())

@@ -1,9 +1,10 @@
 """Which columns of tall data depend on others, measured on the rows.
 
-A float64 Gram matrix names candidates and a well-conditioned rest; passes over the rows then form what is left of
-the candidates, ``z = x_c - mean - (x_rest - mean) @ b``, and its products. Where z is at the rounding of the data,
-``16 u |w_j * raw norm_j|`` for ``z = [1, x] @ w``, the column depends on the rest. Otherwise it joins the rest, and
-the others are reduced by it: Gram-Schmidt, by blocks (Stewart 2008, SIAM J. Sci. Comput. 31, 761-775).
+A float64 Gram matrix names candidates and a well-conditioned rest; passes over the rows then form what is
+left of the candidates, ``z = x_c - mean - (x_rest - mean) @ b``, and its products. Where z is at the rounding
+of the data, ``16 u |w_j * raw norm_j|`` for ``z = [1, x] @ w``, the column depends on the rest. Otherwise it
+joins the rest, and the others are reduced by it: Gram-Schmidt, by blocks (Stewart 2008, SIAM J. Sci. Comput.
+31, 761-775).
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from torchlinreg._moments.gradient import exact_residual
 from torchlinreg._moments.moments import Frame
 from torchlinreg._objective.problem import Problem
 
-# Squared pivots of unit columns above this are clear: errors of the Gram matrix change them by 1e-8 of themselves.
+# Squared pivots of unit columns above this are clear: errors of the Gram matrix change them by 1e-8.
 CLEAR_PIVOT = 1e-8
-# What is left of a column that others were meant to sum to is up to 4 times the rounding of the data; of columns
-# that differ in 1e-14 of themselves, 71 times. This is between them.
+# Sums, shares and products of columns as users make them leave up to 4 times the rounding of the data,
+# columns that differ in 1e-14 of themselves 71 times: this is between them.
 DEPENDENT = 16.0
 # Columns of which a projection took more than this share of their squares are measured anew.
 UNSETTLED = 0.5
-# Each pass adds columns to the rest, of which 1e-8 of their squares remains; eight reach the rounding of z.
+# A pass resolves 8 digits of the squares, and a column may need two; that is 5 down to the rounding of the
+# data.
 MAX_PASSES = 12
-# Slices of the rows: the error of z is 2^-95 of its largest term.
-N_SLICES = 3
+# Slices of the rows: the error of z is 2^-72 of its largest term.
+N_SLICES = 2
 # Weights of columns in a null vector below this share of the rounding of the data mean nothing.
 CLEAN = EPS
 # Multipliers between dependent columns and others, larger than this, are exchanged for their inverses.
@@ -48,7 +50,10 @@ PIVOT_ERRORS = 100.0
 
 @dataclass(frozen=True)
 class NullSpace:
-    """Columns that depend on others: ``x[dependent] == x[others] @ transfer``, up to a constant; in users' units."""
+    """Columns that depend on others, up to a constant: ``x[dependent] == x[others] @ transfer``.
+
+    All in the user's units.
+    """
 
     others: np.ndarray  # features; shape: (n_others,)
     dependent: np.ndarray  # features; shape: (n_dependent,)
@@ -206,7 +211,8 @@ class _ProductsOf:
         self._frame = frame
         self._design = design
         device = frame.shift.device
-        self._negative = tuple(torch.from_numpy(-part).to(device) for part in combinations)
+        high, low = combinations
+        self._negative = torch.from_numpy(-high).to(device), torch.from_numpy(-low).to(device)
 
     def __call__(self, block: Block) -> torch.Tensor:
         rows = exact_rows(block, self._frame)
@@ -219,7 +225,9 @@ class _ProductsOf:
         return torch.cat([(columns.high * columns.scale).mT @ weighted, z.mT @ weighted])
 
 
-def _products_of(problem: Problem, moments: ExactMoments | None, design: np.ndarray) -> Callable[[DoubleDouble], np.ndarray]:
+def _products_of(
+    problem: Problem, moments: ExactMoments | None, design: np.ndarray
+) -> Callable[[DoubleDouble], np.ndarray]:
     """A function of combinations that gives `_ProductsOf`, over all rows and the weight sum."""
     if moments is None:
         frame = problem.moments.frame

@@ -1,8 +1,8 @@
 """Of several optima within bounds, the one of least norm, whatever the order or number of rows.
 
-All optima of a strictly convex loss share their predictions, so that they differ by null vectors of the columns:
-the set of them is ``{coef: X coef = X coef0, lower <= coef <= upper}``, of which the shortest is a least distance
-problem. Its equations are few for wide data (one for each row), and for tall data belong to the columns that
+All optima of a strictly convex loss share their predictions, so that they differ by null vectors of the
+columns: the set of them is ``{coef: X coef = X coef0, lower <= coef <= upper}``, and to find the shortest is
+a least distance problem. Wide data give it an equation for each row, tall data one for each column that
 others depend on.
 """
 
@@ -43,7 +43,9 @@ def with_least_norm(
     with which `solve` runs again. `moments` take the place of rows that are gone.
     """
     penalty = problem.penalty
-    if penalty.is_ridge and solution.rank is not None:  # whose coordinates span the rows, and so have that norm
+    if (
+        penalty.is_ridge and solution.rank is not None
+    ):  # whose coordinates span the rows, and so have that norm
         return _told(solution) if solution.rank < problem.blocks.n_features else solution
     if penalty.l1.any() or penalty.l2.all():
         return solution

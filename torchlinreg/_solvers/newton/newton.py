@@ -475,7 +475,9 @@ def _within(bounds: MixedBounds, goal: np.ndarray, hessian: np.ndarray) -> np.nd
     upper = cholesky(hessian / unit[:, None] / unit)
     if upper is None:  # rounding of a singular matrix
         values, vectors = np.linalg.eigh(hessian)
-        return bounds.mixing @ bounds.nearest(goal, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).coef
+        return (
+            bounds.mixing @ bounds.nearest(goal, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).coef
+        )
     return bounds.mixing @ bounds.nearest(goal, np.triu(upper) * unit).coef
 
 

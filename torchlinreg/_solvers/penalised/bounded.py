@@ -1,8 +1,8 @@
 """Squared error within bounds where a Gram matrix would lose the digits: in orthonormal coordinates.
 
-With ``coef = transform @ z`` the objective is half the squared distance of `z` from the least squares solution, so
-that the optimum is the point nearest to that within the bounds of ``transform @ z``. Gradients of the rows refine
-it, as they do least squares.
+With ``coef = transform @ z`` the objective is half the squared distance of `z` from the least squares
+solution, so that the optimum is the point nearest to that within the bounds of ``transform @ z``. Gradients
+of the rows refine it, as they do least squares.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from torchlinreg._solvers.penalised.nearest import MixedBounds
 # Coefficients by a Gram matrix of unit columns, of no smaller eigenvalue, have 12 digits.
 WELL_CONDITIONED = 1e-4
 MAX_REFINEMENTS = 10
-# Steps end where they gain this share of the objective of the best constant: nothing of it is left in float64.
+# Steps end where they gain this share of the objective of the best constant: nothing of it is left in
+# float64.
 NOTHING = 1e-30
 # The rounding of a coefficient, twice.
 ROUNDING = 4 * EPS
 
 
 def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solution | None:
-    """The squared error with bounds and at most a ridge; None where moments are as good."""
+    """The squared error with bounds and at most a ridge; None where moments do as well."""
     penalty, columns = problem.penalty, problem.standardised
     if penalty.l1.any() or columns.is_conditioned(WELL_CONDITIONED):
         return None
@@ -43,7 +44,11 @@ def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solutio
         return None
     free = np.full(len(independent), np.inf)
     unbounded = replace(penalty.part(independent), lower=-free, upper=free)
-    blocks = problem.blocks.columns(torch.from_numpy(independent)) if len(free) < len(penalty.l1) else problem.blocks
+    blocks = (
+        problem.blocks.columns(torch.from_numpy(independent))
+        if len(free) < len(penalty.l1)
+        else problem.blocks
+    )
     geometry = geometry_of(replace(problem, blocks=blocks, penalty=unbounded), tol)
     if len(geometry.inverse) < len(free):
         return None
@@ -52,7 +57,8 @@ def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solutio
     transform[independent] = geometry.transform
     best = geometry.inverse @ geometry.solution.coef
     found = [
-        _solve_target(problem, bounds, transform, goal, target, max_iter) for target, goal in enumerate(best.T)
+        _solve_target(problem, bounds, transform, goal, target, max_iter)
+        for target, goal in enumerate(best.T)
     ]
     coef = np.stack([each.coef for each in found], axis=1)
     scale = float((geometry.target_spread**2).sum()) / 2
@@ -92,9 +98,10 @@ def _solve_target(
     penalty = problem.penalty
     coef, _ = bounds.nearest(best)
     enough = NOTHING * float(problem.standardised.target_spread[target] ** 2)
-    last = np.inf
+    last, n_passes = np.inf, 1
     limit = MAX_REFINEMENTS if max_iter is None else min(MAX_REFINEMENTS, max(1, max_iter))
-    for n_passes in range(1, limit + 1):
+    for _ in range(limit):
+        n_passes += 1
         slope = transform.T @ (_gradient(problem, coef, target) - penalty.l2 * coef)
         left = replace(bounds, lower=penalty.lower - coef, upper=penalty.upper - coef)
         change, side = left.nearest(slope)
@@ -104,7 +111,7 @@ def _solve_target(
             break
         last = gain
         coef = bounds.placed(coef + change, side)
-    return _End(coef, max(gain, 0.0), 1 + n_passes)
+    return _End(coef, max(gain, 0.0), n_passes)
 
 
 def _gradient(problem: Problem, coef: np.ndarray, target: int) -> np.ndarray:

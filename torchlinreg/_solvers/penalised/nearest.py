@@ -1,8 +1,8 @@
 """Bounded least squares of few variables by QR, which no Gram matrix of ill-conditioned columns would solve.
 
-Block principal pivoting (Portugal, Judice, Vicente 1994, Math. Comp. 63, 625-643): all coefficients that are out of
-bounds go there, and all that their gradients pull off a bound are freed, at once; where that makes no progress, one
-at a time, which ends.
+Block principal pivoting (Portugal, Judice, Vicente 1994, Math. Comp. 63, 625-643): all coefficients that are
+out of bounds go there, and all that their gradients pull off a bound are freed, at once; where that makes no
+progress, one at a time, which ends.
 """
 
 from __future__ import annotations
