@@ -316,6 +316,26 @@ def test_a_tie_at_bounds_of_ill_conditioned_columns(offset):
     assert reg.coef_[1:].tolist() == [-1, 0.25]
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_some_bounds_of_ill_conditioned_columns(seed):
+    """Also with a column that depends on another, and several bounds that hold nearly parallel columns."""
+    rng = np.random.default_rng(seed)
+    n_features = rng.integers(2, 4)
+    X = rng.integers(-3, 4, (rng.integers(n_features + 3, 9), n_features)).astype(float)
+    offset = 10.0 ** rng.integers(4, 10)
+    X[: len(X) // 2] += offset
+    if seed % 2:
+        X = np.column_stack([X, X[:, 0] * rng.choice([1, 2, -1])])
+    y = rng.integers(-4, 5, len(X)).astype(float)
+    lower = np.where(rng.random(X.shape[1]) < 0.6, rng.integers(-4, 2, X.shape[1]) / 4, -np.inf)
+    upper = np.maximum(lower, -1) + rng.integers(0, 5, X.shape[1]) / 4
+    upper = np.where(rng.random(X.shape[1]) < 0.5, upper, np.inf)
+    reg = TorchLinearRegressor(bounds=(lower, upper)).fit(X, y)
+    expected = truth(X, y, lower, upper)
+    close = 1e-11 * max(1.0, offset / 1e6) * np.abs(expected).max()
+    np.testing.assert_allclose(reg.coef_, expected, rtol=0, atol=close)
+
+
 def dependent_of(X, moments=False, weight=None):
     problem = Problem(as_row_blocks(X, np.arange(len(X)) * 1.0, weight), ridge(0.0, X.shape[1]))
     return null_space(problem, np.arange(X.shape[1]), problem.exact_moments if moments else None)

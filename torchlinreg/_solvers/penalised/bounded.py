@@ -107,11 +107,13 @@ def _solve_target(
         change, side = left.nearest(slope)
         step = bounds.mixing @ change
         gain = float(step @ (slope - step / 2))
-        if not enough < gain < last / 2:
+        # The gain of a step to the nearest point is at least half its square; less of it is rounding.
+        gap = max(gain, float(step @ step) / 2)
+        if not enough < gap < last / 2:
             break
-        last = gain
+        last = gap
         coef = bounds.placed(coef + change, side)
-    return _End(coef, max(gain, 0.0), n_passes)
+    return _End(coef, gap, n_passes)
 
 
 def _gradient(problem: Problem, coef: np.ndarray, target: int) -> np.ndarray:

@@ -19,8 +19,8 @@ EPS = 2.0**-53
 # Rounds that may fail to lower the number of misplaced coefficients, and all rounds for each coefficient.
 PATIENCE, MAX_ROUNDS = 5, 20
 # Of a column's norm, what keeps moves along null vectors in place, from one step to the next, and such steps.
-PROXIMAL, N_PROXIMAL = 1e-9, 3
-# Gradients below so many times their rounding are 0.
+PROXIMAL, N_PROXIMAL = 1e-11, 3
+# Gradients below so many times their rounding are 0; see `_bounded_least_squares`.
 ROUNDING = 8.0
 
 
@@ -95,7 +95,11 @@ def _bounded_least_squares(
         left = rest - orthonormal @ (orthonormal.T @ rest)
         left -= orthonormal @ (orthonormal.T @ left)
         pull = matrix.T @ left
-        slack = ROUNDING * EPS * (size + float(np.linalg.norm(rest)))
+        # Of what is left, rounding of large terms reaches a gradient by as much as its column is off the free
+        # ones.
+        apart = np.linalg.norm(matrix - orthonormal @ (orthonormal.T @ matrix), axis=0)
+        terms = size + float(np.linalg.norm(coef))
+        slack = ROUNDING * EPS * (float(np.linalg.norm(left)) + terms * apart)
         out = np.where(free & (coef < lower), -1, np.where(free & (coef > upper), 1, 0))
         freed = (lower < upper) & (((side < 0) & (pull > slack)) | ((side > 0) & (pull < -slack)))
         misplaced = (freed | (out != 0)).nonzero()[0]
