@@ -18,7 +18,7 @@ from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
-from torchlinreg._solvers.null_space import null_space
+from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES, null_space
 from torchlinreg._solvers.penalised.nearest import MixedBounds
 
 # Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.
@@ -98,7 +98,8 @@ def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
     """
     penalty = problem.penalty
     if not penalty.is_ridge:
-        mixing = mixing_bounded and not penalty.l1.any() and not is_wide(problem)
+        narrow = problem.blocks.n_features <= MOST_WIDE_FEATURES or not is_wide(problem)
+        mixing = mixing_bounded and not penalty.l1.any() and narrow
         return _bounded(problem) if mixing else _standardised(problem)
     geometry = geometry_of(problem, tol=1e-6)
     exact = geometry.solution

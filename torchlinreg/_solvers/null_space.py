@@ -44,6 +44,8 @@ LARGEST_TRANSFER = 2.0
 # Differences below this share of what they are taken from are its rounding.
 ROUNDING = 8 * EPS
 
+# Wide data have about as many null vectors as features; up to so many features, these are worth their passes.
+MOST_WIDE_FEATURES = 1000
 # Errors of a pivot of a float64 Gram matrix, in units of the rounding of its entries.
 PIVOT_ERRORS = 100.0
 
