@@ -421,3 +421,16 @@ def test_a_constant_column_among_ill_conditioned_ones(loss):
     assert with_constant.coef_[1] == 0.5
     np.testing.assert_allclose(with_constant.coef_[[0, 2]], alone.coef_, rtol=1e-10)
     np.testing.assert_allclose(with_constant.intercept_, alone.intercept_ - 1.5, rtol=1e-6)
+
+
+def test_a_robust_start_where_a_bounded_column_depends_on_others():
+    """Where residuals begin so far off that the loss has no curvature, the least absolute error leads on."""
+    X = np.array([[0.0, 1, -1], [3, -2, -2], [-1, 0, 2], [-1, -1, 0], [2, 1, -3], [2, -1, 3]])
+    X[:3] += 1e7
+    y = np.array([-4.8, -6.0, 5.9, -7.4, -0.6, 3.2])
+    lower, upper = np.array([-0.75, -0.25, -0.25, -0.5]), [np.inf, 0.25, np.inf, np.inf]
+    twice = np.column_stack([X, X[:, 0]])
+    reg = TorchLinearRegressor(loss="log_cosh", bounds=(lower, upper)).fit(twice, y)
+    once = TorchLinearRegressor(loss="log_cosh", bounds=(lower[:3] - [0.5, 0, 0], upper[:3])).fit(X, y)
+    np.testing.assert_allclose(reg.predict(twice), once.predict(X), atol=1e-5)
+    assert np.abs(reg.predict(twice) - y).max() < 10

@@ -84,6 +84,8 @@ class Design:
         """Coordinates of coefficients and intercepts in the user's units, the inverse of the above."""
         if self.transform.ndim == 1:
             theta = coef / self.transform[:, None]
+        elif self.bounds is not None:
+            theta = self.bounds.mixing @ coef
         else:
             theta = np.linalg.lstsq(self.transform, coef)[0]
         if not self.fit_intercept:
