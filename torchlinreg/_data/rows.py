@@ -138,6 +138,24 @@ class RowBlocks:
         y = self.y.index_select(0, index.to(self.device))
         return RowBlocks(source, y, weight, one_target=self.one_target)
 
+    def columns(self, index: torch.Tensor) -> RowBlocks:
+        """The rows with some of the columns only (on the CPU); not a copy, but of each block."""
+        there = index.to(self.device)
+
+        def take(start: int, stop: int) -> torch.Tensor | sparse.csr_array:
+            X = self._source.take(start, stop)
+            return X[:, there] if isinstance(X, torch.Tensor) else X[:, index.numpy()]
+
+        source = Source(
+            self.n_samples,
+            len(index),
+            self.dtype,
+            take,
+            lambda rows: self._source.gather(rows)[:, there],
+            density=self._source.density,
+        )
+        return RowBlocks(source, self.y, self.weight, one_target=self.one_target)
+
     def weighted_rows(self) -> RowBlocks:
         """The rows whose weight is not 0; not a copy."""
         if self.weight is None or bool((self.weight > 0).all()):

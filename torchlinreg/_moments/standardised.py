@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
 from torchlinreg._moments.moments import Moments, shift_and_scale, symmetric
 
 # A squared spread below this many rounding errors of the mean square is that of a constant column.
@@ -53,9 +54,20 @@ class Standardised:
         return np.divide(self.square, spread**2, where=spread > 0, out=np.ones_like(spread))
 
     @cached_property
+    def raw(self) -> np.ndarray:
+        """Root mean squares of the columns about 0, in the frame; shape: (n_features + n_targets,)."""
+        shift = self.shift * self.scale
+        return np.sqrt(np.maximum(self.square + 2 * shift * self.mean + shift**2, 0.0))
+
+    @cached_property
     def smallest(self) -> float:
         """The smallest eigenvalue of `gram`, at least 0."""
         return max(float(np.linalg.eigvalsh(self.gram)[0]), 0.0)
+
+    def is_conditioned(self, eigenvalue: float, among: np.ndarray | None = None) -> bool:
+        """Whether the smallest eigenvalue of `gram`, of some features, is above a number, to about 30 %."""
+        upper = cholesky(self.gram if among is None else self.gram[np.ix_(among, among)])
+        return upper is not None and extreme_singular_values(upper)[1] ** 2 > eigenvalue
 
     def in_users_units(self, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients, shape (..., n_features, n_targets), and intercepts, shape (..., n_targets)."""

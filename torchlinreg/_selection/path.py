@@ -262,12 +262,15 @@ def _minima_of(quadratic: Standardised, scaled: list[Penalty]) -> Minima:
         coef[ridges], excess[ridges], floor = _ridges(quadratic, l2)
         smallest[ridges] = floor[:, None]
     others = (~by_ridge).nonzero()[0]
+    # Of several minima the solvers, who read the rows, find the one of least norm.
+    dependent = quadratic.smallest <= DEPENDENT
+    has_ties = [not (penalty.l1.any() or penalty.l2.all()) for penalty in scaled]
     for target in range(shape[2]):
         found = _along(quadratic, quadratic.cross[:, target], [scaled[index] for index in others])
         for index, minimum in zip(others, found, strict=True):
             coef[index, :, target] = minimum.coef
             excess[index] += minimum.optimality
-            if minimum.converged:
+            if minimum.converged and not (dependent and has_ties[index]):
                 smallest[index, target] = _smallest(quadratic, minimum.coef, scaled[index])
     size = np.sqrt((coef**2).sum(1)) + quadratic.target_spread
     roundoff = quadratic.roundoff * float(quadratic.cancellation.max(initial=1.0))

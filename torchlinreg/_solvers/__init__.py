@@ -84,18 +84,16 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
         The solver does not serve the loss or the penalty.
     """
     run = choose_solver(name, problem)
-    if problem.loss.kind == "quadratic" and problem.penalty.is_ridge:
-        if problem.blocks.n_features <= SINGLE:
-            return run(problem, tol, max_iter)
-        with torch_first():
-            return run(problem, tol, max_iter)
+    least_squares = problem.loss.kind == "quadratic" and problem.penalty.is_ridge
+    if least_squares and problem.blocks.n_features <= SINGLE:
+        return _solve(run, problem, tol, max_iter)
     with torch_first():
+        if not least_squares:
+            _refuse_extreme_units(problem)
         return _solve(run, problem, tol, max_iter)
 
 
 def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    _refuse_extreme_units(problem)
-
     def again(other: Problem) -> Solution:
         return run(other, min(tol, LEAST_TOL), max_iter)
 
@@ -114,7 +112,7 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     def again(other: Problem) -> Solution:
         return solve_moments(other, tol)
 
-    return with_least_norm(given, again(given), again)
+    return with_least_norm(given, again(given), again, moments)
 
 
 def _refuse_extreme_units(problem: Problem) -> None:

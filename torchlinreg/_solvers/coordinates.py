@@ -16,7 +16,10 @@ from torchlinreg._data.rows import Block, RowBlocks, Source, tensor_blocks
 from torchlinreg._linalg.gram import UpperGram
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
+from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
+from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES, null_space
+from torchlinreg._solvers.penalised.nearest import MixedBounds
 
 # Rows in coordinates of up to so many bytes are kept; larger ones are made anew in each pass.
 KEPT_BYTES = 64 * 2**20
@@ -37,7 +40,10 @@ class Design:
     fit_intercept: bool
     center: np.ndarray  # shape: (n_features,)
     transform: np.ndarray  # shape: (n_features, n_coordinates), or (n_features,) for a diagonal one
-    penalty: Penalty | None  # None where the coordinates mix features; there is then a ridge at most
+    penalty: (
+        Penalty | None
+    )  # None where the coordinates mix features; there are then a ridge and bounds at most
+    bounds: MixedBounds | None  # of coef, where the coordinates mix features
     ridge: np.ndarray  # shape: (n_columns, n_columns), or (n_columns,) for a diagonal one
     gram: np.ndarray | None  # mean products of the columns, where known; shape: (n_columns, n_columns)
     start: np.ndarray  # the least squares solution or zero; shape: (n_columns, n_targets)
@@ -78,6 +84,8 @@ class Design:
         """Coordinates of coefficients and intercepts in the user's units, the inverse of the above."""
         if self.transform.ndim == 1:
             theta = coef / self.transform[:, None]
+        elif self.bounds is not None:
+            theta = self.bounds.mixing @ coef
         else:
             theta = np.linalg.lstsq(self.transform, coef)[0]
         if not self.fit_intercept:
@@ -85,10 +93,16 @@ class Design:
         return np.concatenate([(intercept + self.center @ coef)[None], theta])
 
 
-def design_of(problem: Problem) -> Design:
-    """The rows of a problem in good coordinates; costs a pass over the rows or two."""
-    if not problem.penalty.is_ridge:
-        return _standardised(problem)
+def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
+    """The rows of a problem in good coordinates; costs a pass over the rows or two.
+
+    Features that have bounds are mixed only with `mixing_bounded`.
+    """
+    penalty = problem.penalty
+    if not penalty.is_ridge:
+        narrow = problem.blocks.n_features <= MOST_WIDE_FEATURES or not is_wide(problem)
+        mixing = mixing_bounded and not penalty.l1.any() and narrow
+        return _bounded(problem) if mixing else _standardised(problem)
     geometry = geometry_of(problem, tol=1e-6)
     exact = geometry.solution
     well_conditioned = exact.condition_number is not None and exact.condition_number <= DIAGONAL_CONDITION
@@ -101,6 +115,36 @@ def design_of(problem: Problem) -> Design:
     if problem.fit_intercept:
         theta = np.concatenate([(exact.intercept + geometry.center @ exact.coef)[None], theta])
     return replace(design, start=theta, rank=exact.rank, condition_number=exact.condition_number)
+
+
+def _bounded(problem: Problem) -> Design:
+    """Orthonormal coordinates with bounds of what they mix, if columns are ill-conditioned."""
+    penalty, columns = problem.penalty, problem.standardised
+    kept = columns.spread.nonzero()[0]
+    null = null_space(problem, kept)
+    independent = np.setdiff1d(kept, null.dependent)
+    if columns.is_conditioned(DIAGONAL_CONDITION**-2, independent) or (
+        len(null.dependent) and penalty.l2.any()
+    ):
+        return _standardised(problem)
+    free = np.full(len(independent), np.inf)
+    unbounded = replace(penalty.part(independent), lower=-free, upper=free)
+    blocks = problem.blocks.columns(torch.from_numpy(independent))
+    geometry = geometry_of(replace(problem, blocks=blocks, penalty=unbounded), tol=1e-6)
+    if len(geometry.inverse) < len(independent):
+        return _standardised(problem)
+    transform = np.zeros((len(columns.unit), len(independent)))
+    transform[independent] = geometry.transform
+    ridge = np.zeros((len(independent) + problem.fit_intercept,) * 2)
+    inside = slice(int(problem.fit_intercept), None)
+    ridge[inside, inside] = (transform.T * penalty.l2) @ transform
+    exact = geometry.solution
+    start = geometry.inverse @ exact.coef
+    if problem.fit_intercept:
+        start = np.concatenate([(exact.intercept + geometry.center @ exact.coef)[None], start])
+    bounds = MixedBounds.of(geometry.inverse, independent, null, penalty.lower, penalty.upper)
+    design = _design(problem, columns.center, transform, None, ridge)
+    return replace(design, start=start, bounds=bounds)
 
 
 def _standardised(problem: Problem) -> Design:
@@ -135,6 +179,7 @@ def _design(
         center=center,
         transform=transform,
         penalty=penalty,
+        bounds=None,
         ridge=ridge,
         gram=None,
         start=np.zeros((len(ridge), blocks.n_targets)),

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import block_diag
 
 from torchlinreg._linalg.cholesky import cholesky, solve_upper
 from torchlinreg._objective.penalty import Penalty
@@ -24,6 +25,7 @@ from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.coordinates import Design, design_of
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
+from torchlinreg._solvers.penalised.nearest import MixedBounds
 from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
@@ -75,7 +77,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     ValueError
         A user's loss is not finite, not convex, not elementwise, or has no curvature.
     """
-    design = design_of(problem)
+    design = design_of(problem, mixing_bounded=True)
     shift = _typical_targets(design, problem.loss)
     smallest_scale = [_smallest_scale(y) for y in design.blocks.y.T]
     design = design.about(shift)
@@ -91,6 +93,8 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     theta[: int(problem.fit_intercept)] += shift
     coef, intercept = design.in_users_units(theta)
     coef = _at_bounds_exactly(coef, theta[design.features], design, problem.penalty)
+    if design.bounds is not None and design.fit_intercept:
+        intercept = theta[0] - design.center @ coef
     scale = np.array([end.variables[-1] for end in ends]) if problem.loss.estimates_scale else None
     flat = [target for target, end in enumerate(ends) if end.is_flat]
     if flat:
@@ -161,8 +165,12 @@ def _solve_target(
     model = _Model.of(design, objective.loss.estimates_scale)
     variables, here, unit = _first(objective, model, robust_start)
     end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
-    if end.status is not Status.OPTIMAL or end.is_flat or not model.is_flat_at(end.hessian):
+    if end.status is not Status.OPTIMAL or end.is_flat:
         return end
+    flat = model.flat_at(end.hessian)[:, : design.n_columns]
+    if len(flat) == 0:
+        return end
+    flat = np.linalg.qr(flat.T)[0].T
     # Of several optima a small ridge leads to one that does not depend on the start. It comes from larger
     # ones, since steps far into a flat region would be no guide; a last one, about the optimum found, takes
     # away what the others have moved elsewhere.
@@ -180,7 +188,7 @@ def _solve_target(
     for stage in PULL_STAGES:
         if stage == 0:
             toward, stage = found.variables[: design.n_columns], 1.0
-        pulled = replace(model, pull=pull * stage, toward=toward)
+        pulled = replace(model, pull=pull * stage, pulled=flat, toward=toward)
         here = objective.expand(found.variables)
         again = _descend(objective, pulled, found.variables, here, unit, smallest_scale, tol, limit)
         if again.status is not Status.OPTIMAL:
@@ -348,7 +356,9 @@ class _Model:
     ridge: np.ndarray  # shape: (n_variables,) * 2
     penalty: Penalty | None  # None where there is a ridge only
     moves: np.ndarray  # whether a variable changes any prediction; shape: (n_variables,)
-    pull: float = 0.0  # ridge towards the coordinates `toward`
+    bounds: MixedBounds | None = None  # of coefficients that the variables mix
+    pull: float = 0.0  # ridge towards the coordinates `toward`, in directions `pulled` only
+    pulled: np.ndarray | None = None  # orthonormal; shape: (n_directions, n_columns)
     toward: np.ndarray | float = 0.0
 
     @staticmethod
@@ -362,7 +372,10 @@ class _Model:
         if design.gram is not None:
             moves[inside] = design.gram.diagonal() > 0
         if design.penalty is None or design.penalty.is_ridge:
-            return _Model(ridge, None, moves)
+            bounds = None
+            if design.bounds is not None:
+                bounds = _with_free_ends(design.bounds, int(design.fit_intercept), int(has_scale))
+            return _Model(ridge, None, moves, bounds)
         before, after = int(design.fit_intercept), int(has_scale)
 
         def padded(values: np.ndarray, free: float) -> np.ndarray:
@@ -382,6 +395,9 @@ class _Model:
 
     def feasible(self, theta: np.ndarray) -> np.ndarray:
         """The nearest coordinates within the bounds."""
+        if self.bounds is not None:
+            padded = np.pad(theta, (0, len(self.moves) - len(theta)))
+            return (self.bounds.mixing @ self.bounds.nearest(padded).coef)[: len(theta)]
         if self.penalty is None:
             return theta
         bounds = self.penalty.lower[: len(theta)], self.penalty.upper[: len(theta)]
@@ -395,22 +411,25 @@ class _Model:
             return float(self.penalty.value(variables)) + pulled
         return float(variables @ self.ridge @ variables) / 2 + pulled
 
-    def is_flat_at(self, hessian: np.ndarray) -> bool:
-        """Whether the objective does not change in some direction, so that there may be several optima."""
+    def flat_at(self, hessian: np.ndarray) -> np.ndarray:
+        """Directions in which the objective does not change, shape (n_directions, n_variables)."""
         ridge = self.ridge if self.penalty is None else np.diag(self.penalty.l2)
-        total = (hessian + ridge)[np.ix_(self.moves, self.moves)]
-        if not len(total):
-            return False
+        moves = self.moves.nonzero()[0]
+        total = (hessian + ridge)[np.ix_(moves, moves)]
         unit = np.sqrt(total.diagonal())
-        if not (unit > 0).all():
-            return True
-        return bool(np.linalg.eigvalsh(total / unit[:, None] / unit)[0] <= FLAT * len(unit))
+        unit = np.where(unit > 0, unit, 1.0)
+        values, vectors = np.linalg.eigh(total / unit[:, None] / unit)
+        flat = vectors[:, values <= FLAT * len(unit)].T / unit
+        directions = np.zeros((len(flat), len(self.moves)))
+        directions[:, moves] = flat
+        return directions
 
     def _away(self, variables: np.ndarray) -> np.ndarray:
+        """What the ridge pulls of them."""
         away = np.zeros_like(variables)
-        if self.pull:
-            inside = slice(0, np.size(self.toward))
-            away[inside] = variables[inside] - self.toward
+        if self.pull and self.pulled is not None:
+            inside = slice(0, self.pulled.shape[1])
+            away[inside] = self.pulled.T @ (self.pulled @ (variables[inside] - self.toward))
         return away
 
     def gradient(self, here: Expansion, variables: np.ndarray) -> np.ndarray:
@@ -420,8 +439,10 @@ class _Model:
     def minimum(self, here: Expansion, variables: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
         """Where the model about `variables` is least, and by how much it falls until there."""
         hessian = here.hessian + self.ridge
-        if self.pull:
-            hessian = hessian + np.diag(np.full(len(hessian), self.pull))
+        if self.pull and self.pulled is not None:
+            hessian = hessian.copy()
+            inside = slice(0, self.pulled.shape[1])
+            hessian[inside, inside] += self.pull * (self.pulled.T @ self.pulled)
         # Relative to each coordinate: a ridge may be 1e12 times as large for one of them.
         own = np.maximum(
             hessian.diagonal(), LEAST_DAMPING * float(here.hessian.diagonal().max(initial=0.0)) or 1.0
@@ -430,6 +451,7 @@ class _Model:
         gradient = self.gradient(here, variables)
         if self.penalty is None:
             goal = variables - _solve(damped, gradient)
+            goal = goal if self.bounds is None else _within(self.bounds, goal, damped)
             change = 0.0
         else:
             goal = minimise_quadratic(damped, damped @ variables - gradient, self.penalty, variables).coef
@@ -437,6 +459,26 @@ class _Model:
         step = goal - variables
         fall = -float(gradient @ step + step @ hessian @ step / 2) - change
         return goal, max(fall, 0.0)
+
+
+def _with_free_ends(bounds: MixedBounds, before: int, after: int) -> MixedBounds:
+    """The bounds with variables of their own, which have none, before and after the others."""
+    mixing = block_diag(np.eye(before), bounds.mixing, np.eye(after))
+    lower = np.pad(bounds.lower, (before, after), constant_values=-np.inf)
+    upper = np.pad(bounds.upper, (before, after), constant_values=np.inf)
+    return MixedBounds(mixing, lower, upper, bounds.has_ties)
+
+
+def _within(bounds: MixedBounds, goal: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """The variables within the bounds that are nearest to a goal, in the norm of a Hessian."""
+    unit = np.sqrt(hessian.diagonal())
+    upper = cholesky(hessian / unit[:, None] / unit)
+    if upper is None:  # rounding of a singular matrix
+        values, vectors = np.linalg.eigh(hessian)
+        return (
+            bounds.mixing @ bounds.nearest(goal, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).coef
+        )
+    return bounds.mixing @ bounds.nearest(goal, np.triu(upper) * unit).coef
 
 
 def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -449,6 +491,8 @@ def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _at_bounds_exactly(coef: np.ndarray, inside: np.ndarray, design: Design, penalty: Penalty) -> np.ndarray:
     """Coefficients that reached a bound, in coordinates, take the user's number."""
+    if design.bounds is not None:
+        return np.stack([design.bounds.nearest(each).coef for each in inside.T], axis=1)
     if design.penalty is None or not penalty.has_bounds:
         return coef
     for scaled, bound in ((design.penalty.lower, penalty.lower), (design.penalty.upper, penalty.upper)):

@@ -1,5 +1,6 @@
 """Squared error with l1 penalties, bounds and ridge.
 
 `quadratic` minimises a quadratic function of few coefficients, `active_set` brings problems on moments or
-rows to it.
+rows to it. Bounds of ill-conditioned columns go to `bounded`, in orthonormal coordinates, and `nearest`, by
+QR.
 """

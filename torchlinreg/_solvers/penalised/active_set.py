@@ -21,6 +21,9 @@ from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.least_squares.dual import is_wide
+from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES
+from torchlinreg._solvers.penalised.bounded import solve_bounded
 from torchlinreg._solvers.penalised.quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
 
 # Rows that are read where they are are multiplied with residuals so many bytes at a time.
@@ -48,6 +51,10 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
     n_unrested = int((~_rests_at_zero(penalty)).sum())
     if blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples:
         return _solve_by_working_sets(problem, tol, max_iter)
+    if blocks.n_features <= MOST_WIDE_FEATURES or not is_wide(problem):
+        bounded = solve_bounded(problem, tol, max_iter)
+        if bounded is not None:
+            return bounded
     return _solve_by_moments(problem, tol, max_iter)
 
 
