@@ -112,7 +112,7 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
 
     def again(other: Problem) -> Solution:
-        return solve_moments(other, tol)
+        return solve_moments(other, moments, tol)
 
     return with_least_norm(given, again(given), again)
 

@@ -14,14 +14,28 @@ import torch
 from scipy.linalg import blas
 
 from torchlinreg._data.rows import RowBlocks, tensor_blocks
-from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
-from torchlinreg._moments.gradient import DEPTHS
+from torchlinreg._linalg.gram import EPS
+from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
-from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg._solvers.penalised.quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
+from torchlinreg._solvers.penalised.quadratic import (
+    QuadraticMinimum,
+    duality_gap,
+    error_of_rounding,
+    minimise_quadratic,
+)
+from torchlinreg._solvers.penalised.refinement import (
+    MAX_STEPS,
+    Centred,
+    OfMoments,
+    OfRows,
+    Source,
+    centred,
+    refine,
+)
+from torchlinreg._solvers.penalised.units import HUGE, in_units, in_users_units, relative
 
 # Rows that are read where they are are multiplied with residuals so many bytes at a time.
 PRODUCT_BYTES = 256 * 2**20
@@ -32,10 +46,11 @@ FIRST_ROWS = 32
 # 5000 with 96 of the coefficients not zero takes 3 passes instead of 4.
 NEAR = 0.8
 FEWEST_NEAR = 16
-MAX_REFINEMENTS = 3
 MAX_ROUNDS = 100
-# Penalties and bounds in units so extreme that they overflow.
-HUGE = 1e300
+# A share of the objective that float64 cannot tell: no smaller gap is asked for.
+LEAST_GAP = 1e-15
+# Refinement goes on down to this share of the gap that is asked for.
+ENOUGH = 1e-4
 # A squared spread about the computed mean below this share of the mean square is that mean's rounding.
 CONSTANT = 4e-15
 # Products of a column with the residuals, per spread of both, that may come from rounding.
@@ -51,9 +66,10 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
     return _solve_by_moments(problem, tol, max_iter)
 
 
-def solve_moments(problem: Problem, tol: float) -> Solution:
-    """The same from the problem's moments alone, whose rows may be gone."""
-    return _solve_by_moments(problem, tol, 0)
+def solve_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
+    """The same from moments alone, whose rows may be gone; the problem has them in float64, too."""
+    source = OfMoments(moments, centred(problem.standardised), problem.fit_intercept)
+    return _solve_by_moments(problem, tol, None, source)
 
 
 def _rests_at_zero(penalty: Penalty) -> np.ndarray:
@@ -62,110 +78,67 @@ def _rests_at_zero(penalty: Penalty) -> np.ndarray:
     return np.where(inside, penalty.l1 > 0, (penalty.lower == 0) | (penalty.upper == 0))
 
 
-def _in_units(penalty: Penalty, unit: np.ndarray, target: float) -> Penalty:
-    """The penalty, over ``target**2``, of ``coef * unit / target``."""
-    with np.errstate(over="ignore", under="ignore"):
-        ratio = np.clip(unit / target, 1 / HUGE, HUGE)
-        scaled = penalty.scaled(ratio)
-        l1 = np.minimum(penalty.l1 / unit / target, HUGE)
-        l2 = np.minimum(penalty.l2 / unit / unit, HUGE)
-    return Penalty(l1, l2, scaled.lower, scaled.upper)
-
-
-def _in_users_units(
-    coef: np.ndarray, inside: Penalty, penalty: Penalty, unit: np.ndarray, target: float
-) -> np.ndarray:
-    """Back from `_in_units`; what is at a bound there is exactly at the user's."""
-    users = np.clip(coef / unit * target, penalty.lower, penalty.upper)
-    users = np.where(coef == inside.upper, penalty.upper, users)
-    return np.where(coef == inside.lower, penalty.lower, users) + 0.0
-
-
-def _relative(gaps: np.ndarray, values: np.ndarray, spread: np.ndarray, target: np.ndarray) -> float:
-    """Gaps of the targets, each in its own unit, over the objective of the best constants.
-
-    That of the solution takes its place where bounds make it the larger one.
-    """
-    size = (target / target.max()) ** 2
-    constant = 0.5 * (spread > 0)
-    scale = float(size @ np.maximum(constant, values))
-    gap = float(size @ gaps)
-    return gap / scale if scale > 0 else gap
-
-
 # Moments
 
 
-@dataclass(frozen=True)
-class _Centred:
-    """The products of columns that are not constant, with targets in units of their spreads."""
-
-    kept: np.ndarray  # features that are not constant
-    gram: np.ndarray  # shape: (n_kept, n_kept)
-    cross: np.ndarray  # shape: (n_kept, n_targets)
-    spread: np.ndarray  # of the kept features, in the user's units
-    target_spread: np.ndarray  # shape: (n_targets,)
-    target: np.ndarray  # the same, 1 where it is 0
-    roundoff: float  # rounding error of the products, relative to the columns' norms
-
-
-def _centred(columns: Standardised) -> _Centred:
-    kept = columns.spread.nonzero()[0]
-    target = np.where(columns.target_spread > 0, columns.target_spread, 1.0)
-    return _Centred(
-        kept,
-        columns.gram[kept[:, None], kept],
-        columns.cross[kept] / target,
-        columns.spread[kept],
-        columns.target_spread,
-        target,
-        columns.roundoff * float(columns.cancellation[kept].max(initial=1.0)),
-    )
-
-
-def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+def _solve_by_moments(
+    problem: Problem, tol: float, max_iter: int | None, source: Source | None = None
+) -> Solution:
+    """From float64 moments where their measured rounding allows that, else refined by the `source`."""
     columns = problem.standardised
-    centred = _centred(columns)
+    data = centred(columns)
     penalty = problem.penalty
-    inside = [_in_units(penalty.part(centred.kept), centred.spread, unit) for unit in centred.target]
+    inside = data.in_units(penalty)
     minima = [
-        minimise_quadratic(centred.gram, linear, part)
-        for linear, part in zip(centred.cross.T, inside, strict=True)
+        minimise_quadratic(data.gram, linear, part) for linear, part in zip(data.cross.T, inside, strict=True)
     ]
     n_passes = 1
-    cross = centred.cross
-    limit = MAX_REFINEMENTS if max_iter is None else min(MAX_REFINEMENTS, max_iter)
-    last = np.inf
-    while n_passes <= limit and _worth_refining(centred, minima, inside):
-        cross = _cross_from_rows(problem, centred, minima, inside)
-        refined = [
-            minimise_quadratic(centred.gram, linear, part, start=minimum.coef)
-            for linear, part, minimum in zip(cross.T, inside, minima, strict=True)
-        ]
-        n_passes += 1
-        change = np.stack([new.coef - old.coef for new, old in zip(refined, minima, strict=True)])
-        energy = float(((change @ centred.gram) * change).sum())
-        if energy >= last:
-            break
-        minima, last = refined, energy
-        if energy <= 1e-4 * tol:
-            break
     coef = np.repeat(np.clip(0.0, penalty.lower, penalty.upper)[:, None], len(minima), axis=1)
     for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
-        coef[centred.kept, k] = _in_users_units(
-            minimum.coef, part, penalty.part(centred.kept), centred.spread, centred.target[k]
+        coef[data.kept, k] = in_users_units(
+            minimum.coef, part, penalty.part(data.kept), data.spread, data.target[k]
         )
-    values = np.array(
-        [
-            _value(centred, k, minimum.coef, part)
-            for k, (minimum, part) in enumerate(zip(minima, inside, strict=True))
-        ]
-    )
-    gaps = np.array([minimum.optimality for minimum in minima])
-    optimality = _relative(gaps, values, centred.target_spread, centred.target)
-    settled = all(minimum.converged for minimum in minima) or optimality <= tol
     intercept = columns.target_center - columns.center @ coef
-    return _solution(coef, intercept, optimality, Status.OPTIMAL if settled else Status.STUCK, n_passes)
+    values, gaps, enough = _values_and_gaps(data, minima, inside)
+    gaps = (np.sqrt(2 * gaps) + _rounding_of_model(data, coef, intercept)) ** 2 / 2
+    optimality = relative(gaps, values, data.target_spread, data.target)
+    limit = MAX_STEPS if max_iter is None else min(MAX_STEPS, max_iter)
+    if not (enough and optimality <= max(tol, LEAST_GAP)):
+        measured = refine(
+            problem, data, source or OfRows(problem, data), coef, limit, max(ENOUGH * tol, LEAST_GAP**2)
+        )
+        coef, intercept, values, gaps = measured[:4]
+        n_passes += measured.n_passes
+        optimality = relative(gaps, values, data.target_spread, data.target)
+    status = Status.OPTIMAL
+    if not optimality <= max(tol, LEAST_GAP):
+        status = Status.STUCK if limit == MAX_STEPS else Status.ITERATIONS_USED
+    return _solution(coef, intercept, optimality, status, n_passes)
+
+
+def _values_and_gaps(
+    data: Centred, minima: list[QuadraticMinimum], inside: list[Penalty]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Objectives, what rounding of the moments may add to them, and whether that is below 1e-14 of them."""
+    values, gaps = np.empty(len(minima)), np.empty(len(minima))
+    for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
+        values[k] = _value(data, k, minimum.coef, part)
+        size = float(data.target_spread[k] > 0)
+        linear = data.cross[:, k]
+        error = error_of_rounding(data.gram, linear, part, minimum.coef, size, data.roundoff)
+        gap = (np.sqrt(2 * minimum.optimality) + error) ** 2 / 2
+        gaps[k] = gap if minimum.converged else np.inf
+    return values, gaps, bool((gaps <= 1e-14 * np.maximum(values, 1e-30)).all())
+
+
+def _rounding_of_model(data: Centred, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    """What rounding coefficients and intercepts makes of the predictions, in units of the targets."""
+    center = np.abs(data.columns.center)
+    spread = data.columns.spread
+    # A product, and a sum of so many terms, which mostly round in both directions.
+    share = (2 + len(coef) ** 0.5) * EPS
+    moved = share * (center @ np.abs(coef)) + EPS * np.abs(intercept)
+    return (moved + EPS * (spread @ np.abs(coef))) / data.target
 
 
 def _solution(
@@ -184,52 +157,11 @@ def _solution(
     )
 
 
-def _value(centred: _Centred, index: int, coef: np.ndarray, penalty: Penalty) -> float:
+def _value(data: Centred, index: int, coef: np.ndarray, penalty: Penalty) -> float:
     """The objective in the units of the target."""
-    square = float(centred.target_spread[index] > 0)
-    half = (square - 2 * centred.cross[:, index] @ coef + coef @ centred.gram @ coef) / 2
+    square = float(data.target_spread[index] > 0)
+    half = (square - 2 * data.cross[:, index] @ coef + coef @ data.gram @ coef) / 2
     return max(half, 0.0) + float(penalty.value(coef))
-
-
-def _worth_refining(centred: _Centred, minima: list[QuadraticMinimum], inside: list[Penalty]) -> bool:
-    """Whether rounding of the Gram matrix may raise the objective by more than 1e-14 of it."""
-    for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
-        coef = minimum.coef
-        free = ((coef != 0) & (coef > part.lower) & (coef < part.upper)).nonzero()[0]
-        if len(free) == 0:
-            continue
-        upper = cholesky(centred.gram[free[:, None], free])
-        smallest = 1e-8 if upper is None else extreme_singular_values(upper)[1]
-        error = centred.roundoff * (1 + np.abs(coef).sum())
-        if (error / smallest) ** 2 > 1e-14 * max(_value(centred, k, coef, part), 1e-30):
-            return True
-    return False
-
-
-def _cross_from_rows(
-    problem: Problem, centred: _Centred, minima: list[QuadraticMinimum], inside: list[Penalty]
-) -> np.ndarray:
-    """Products with the targets of which the minimum has the gradient that the rows give."""
-    frame = problem.moments.frame
-    _, scale = shift_and_scale(frame)
-    first = int(problem.fit_intercept)
-    n_features = problem.blocks.n_features
-    raw = problem.moments.raw.cpu().numpy()
-    responses = np.arange(1 + n_features, len(raw))
-    columns = 1 + centred.kept
-    design = np.concatenate([np.zeros(first, dtype=np.intp), columns])
-    unit = centred.spread * scale[columns]
-    target = centred.target * scale[responses]
-    units_coef = np.stack([minimum.coef for minimum in minima], axis=1)
-    coef = units_coef / unit[:, None] * target
-    if first:
-        mean = raw[0] / raw[0, 0]
-        coef = np.concatenate([(mean[responses] - mean[columns] @ coef)[None], coef])
-    high, low = problem.exact_gradient(frame, design, responses, (coef, np.zeros_like(coef)), DEPTHS[0])
-    gradient = (high + low) / raw[0, 0]
-    if first:
-        gradient = gradient[1:] - np.outer(mean[columns], gradient[0])
-    return gradient / unit[:, None] / target + centred.gram @ units_coef
 
 
 # Working sets
@@ -438,7 +370,7 @@ def _minimise_over(
     weighted = root * targets.values
     part = penalty.part(working.index)
     unit = working.unit / source.scale[working.index]
-    inside = [_in_units(part, unit, target) for target in targets.unit]
+    inside = [in_units(part, unit, target) for target in targets.unit]
     cross = _product(working.columns, weighted)
     starts: list[np.ndarray | None] = [None] * len(inside)
     if last is not None:
@@ -464,7 +396,7 @@ def _minimise_over(
 def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     source, targets, products = _open(problem)
     penalty = problem.penalty
-    outside = [_in_units(penalty, 1 / source.scale, target) for target in targets.unit]
+    outside = [in_units(penalty, 1 / source.scale, target) for target in targets.unit]
     spread = _rough_spreads(source, products)
     working = _empty_set(problem.blocks.n_samples)
     candidate = _minimise_over(working, source, targets, penalty, None)
@@ -476,7 +408,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     limit = MAX_ROUNDS if max_iter is None else max(2, max_iter)
     while True:
         gaps = candidate.gaps + _gaps_outside(products, outside, spread, is_outside, candidate.values)
-        optimality = _relative(gaps, candidate.values, targets.spread, targets.unit)
+        optimality = relative(gaps, candidate.values, targets.spread, targets.unit)
         misplaced = is_outside & (score > UNSEEN)
         n_unrested = int((misplaced & unrested).sum())
         done = not misplaced.any() or (optimality <= tol and n_unrested == 0)
@@ -500,7 +432,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     unit = working.unit / source.scale[working.index]
     part = penalty.part(working.index)
     for k, (minimum, inside) in enumerate(zip(candidate.minima, candidate.inside, strict=True)):
-        coef[working.index, k] = _in_users_units(minimum.coef, inside, part, unit, targets.unit[k])
+        coef[working.index, k] = in_users_units(minimum.coef, inside, part, unit, targets.unit[k])
     center = source.frame.shift.cpu().numpy()[1 + working.index] + working.mean / source.scale[working.index]
     intercept = targets.center - center @ coef[working.index]
     if not problem.fit_intercept:

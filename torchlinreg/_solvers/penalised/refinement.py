@@ -1,0 +1,440 @@
+"""Minima of ill-conditioned columns, refined and certified by gradients of the rows.
+
+At a model (c, b) the rows give residuals r and the gradient ``g = X' r`` to 72 bits and more. The objective
+above its minimum is then at most what the quadratic model of the objective expects to gain::
+
+    max over d of  g.d - d'H d / 2 - (penalty(c + d) - penalty(c)),   and half the square of the mean residual
+
+whose maximiser d is the next step (proximal Newton; Lee, Sun, Saunders 2014, SIAM J. Optim. 24, 1420-1443).
+Where the model takes ``(1 - rate) H`` for H at least and ``(1 + rate) H`` at most, that is right up to the
+factor ``1 / (1 - rate)``: the Gram matrix is only a metric. One of float64 products serves up to a condition
+of about 1e7, a triangular root from a QR decomposition of the rows up to 1e14.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from torchlinreg._data.rows import Block
+from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
+from torchlinreg._linalg.gram import EPS
+from torchlinreg._moments.exact import ExactMoments
+from torchlinreg._moments.gradient import DEPTHS, Depth
+from torchlinreg._moments.moments import Frame, shift_and_scale
+from torchlinreg._moments.standardised import Standardised
+from torchlinreg._objective.penalty import Penalty
+from torchlinreg._objective.problem import Problem
+from torchlinreg._solvers.penalised.quadratic import minimum_about
+from torchlinreg._solvers.penalised.units import in_units, in_users_units
+
+# A metric may be wrong by this share; refinement then gains a digit a step.
+LARGEST_RATE = 0.1
+# Float64 products are a metric up to this share: a better one costs two passes, a step one.
+GRAM_RATE = 1e-2
+# Steps mostly end after two or three: from 0, a condition of 1e12 needs four.
+MAX_STEPS = 10
+# A step that leaves more than this share of the gap met the rounding of the coefficients.
+NO_PROGRESS = 0.1
+# Rounding of gradients may add this share of the gap that is asked for.
+SHARE_OF_ROUNDING = 1e-3
+# Rows are decomposed in blocks of this many times as many as there are columns.
+TALL = 8
+SMALLEST_BLOCK = 4096
+# In directions that rounding hides, coefficients of a minimum are at most so many times the largest found.
+LARGEST_COEF = 10.0
+
+
+@dataclass(frozen=True)
+class Centred:
+    """The products of columns that are not constant, with targets in units of their spreads."""
+
+    columns: Standardised
+    kept: np.ndarray  # features that are not constant
+    gram: np.ndarray  # shape: (n_kept, n_kept)
+    cross: np.ndarray  # shape: (n_kept, n_targets)
+    spread: np.ndarray  # of the kept features, in the user's units
+    target_spread: np.ndarray  # shape: (n_targets,)
+    target: np.ndarray  # the same, 1 where it is 0
+    roundoff: float  # rounding error of the products, relative to the columns' norms
+
+    @cached_property
+    def lengthened(self) -> float:
+        """How much longer a column is about the frame's shift than about its mean, at most."""
+        return float(np.sqrt(self.columns.cancellation.max(initial=1.0)))
+
+    def in_units(self, penalty: Penalty) -> list[Penalty]:
+        """The penalty of the kept coefficients in units, for each target."""
+        return [in_units(penalty.part(self.kept), self.spread, unit) for unit in self.target]
+
+    def ratio(self, target: int) -> np.ndarray:
+        """What turns the user's coefficients of a target into those in units."""
+        return self.spread / self.target[target]
+
+
+def centred(columns: Standardised) -> Centred:
+    """Leave out constant columns, and targets' units."""
+    kept = columns.spread.nonzero()[0]
+    target = np.where(columns.target_spread > 0, columns.target_spread, 1.0)
+    return Centred(
+        columns,
+        kept,
+        columns.gram[kept[:, None], kept],
+        columns.cross[kept] / target,
+        columns.spread[kept],
+        columns.target_spread,
+        target,
+        columns.roundoff * float(columns.cancellation.max(initial=1.0)),
+    )
+
+
+class Measured(NamedTuple):
+    """What rows, or moments, tell of a model, in the frame and over the weight sum."""
+
+    gradient: np.ndarray  # by the intercept first, if there is one; shape: (n_design, n_targets)
+    square: np.ndarray  # mean of the squared residuals; shape: (n_targets,)
+
+
+class Source(Protocol):
+    """Rows or moments, as far as refinement asks."""
+
+    @property
+    def frame(self) -> Frame:
+        """The frame of the measurements."""
+
+    def measure(self, coef: tuple[np.ndarray, np.ndarray], depth: Depth) -> Measured:
+        """The gradient at a double-double model of the frame's ``[1, x]``, or ``[x]``."""
+
+    def roundoff(self, depth: Depth) -> tuple[float, float]:
+        """Relative errors of the residuals, and of their products with unit columns."""
+
+    def root(self) -> np.ndarray:
+        """``root.T @ root`` is the Gram matrix of the centred unit columns."""
+
+    @property
+    def root_roundoff(self) -> float:
+        """Error of the root, relative to its columns."""
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Over rows, that a measurement and the root cost."""
+
+
+@dataclass(frozen=True)
+class OfRows:
+    """Gradients and a root from passes over the rows."""
+
+    problem: Problem
+    centred: Centred
+    passes: tuple[int, int] = (1, 1)
+
+    @property
+    def frame(self) -> Frame:
+        """See `Source`."""
+        return self.problem.moments.frame
+
+    @cached_property
+    def _weight_sum(self) -> float:
+        return float(self.problem.moments.raw[0, 0])
+
+    def measure(self, coef: tuple[np.ndarray, np.ndarray], depth: Depth) -> Measured:
+        """See `Source`."""
+        n_features, n_targets = self.problem.blocks.n_features, coef[0].shape[1]
+        first = 0 if self.problem.fit_intercept else 1
+        responses = 1 + n_features + np.arange(n_targets)
+        design = np.arange(first, 1 + n_features + n_targets)
+        # Products of the residuals with the targets, as of columns without coefficients, give their squares.
+        nothing = np.zeros((n_targets, n_targets))
+        model = np.concatenate([coef[0], nothing]), np.concatenate([coef[1], nothing])
+        high, low = self.problem.exact_gradient(self.frame, design, responses, model, depth)
+        return _measured(high / self._weight_sum, low / self._weight_sum, coef[0])
+
+    def roundoff(self, depth: Depth) -> tuple[float, float]:
+        """See `Source`; the largest terms are at most sqrt(n) times their root mean square."""
+        longest = self.centred.lengthened * self.problem.blocks.n_samples**0.5
+        return depth.residual_roundoff * longest, depth.product_roundoff * longest
+
+    @property
+    def root_roundoff(self) -> float:
+        """See `Source`: that of Householder's QR decomposition, and of subtracting means."""
+        return 8 * max(1, len(self.centred.kept)) ** 0.5 * EPS * self.centred.lengthened
+
+    def root(self) -> np.ndarray:
+        """See `Source`; a QR decomposition of each block, and of what blocks leave."""
+        blocks = self.problem.blocks
+        columns, kept = self.centred.columns, self.centred.kept
+        of = _RootOf(
+            kept=torch.from_numpy(kept).to(blocks.device),
+            shift=torch.from_numpy(columns.shift[kept]).to(blocks.device),
+            mean=torch.from_numpy((columns.mean / columns.scale)[kept]).to(blocks.device),
+            unit=torch.from_numpy(self.centred.spread).to(blocks.device),
+            weight_sum=self._weight_sum,
+        )
+        rows = max(SMALLEST_BLOCK, TALL * len(kept))
+        return blocks.map_reduce(of, _merged_roots, dense=True, rows_in_place=rows).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _RootOf:
+    """The triangular factor of a block's centred unit columns."""
+
+    kept: torch.Tensor
+    shift: torch.Tensor
+    mean: torch.Tensor  # about the shift, so that both differences are nearly exact
+    unit: torch.Tensor
+    weight_sum: float
+
+    def __call__(self, block: Block) -> torch.Tensor:
+        assert block.X is not None
+        rows = block.X[:, self.kept].to(torch.float64) - self.shift
+        rows -= self.mean
+        rows /= self.unit
+        weight = torch.ones_like(rows[:, 0]) if block.weight is None else block.weight
+        rows *= (weight / self.weight_sum).sqrt()[:, None]
+        return torch.linalg.qr(rows, mode="r").R
+
+
+def _merged_roots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.qr(torch.cat([a, b]), mode="r").R
+
+
+@dataclass(frozen=True)
+class OfMoments:
+    """Gradients and a root of double-double moments, of rows that are gone."""
+
+    moments: ExactMoments
+    centred: Centred
+    fit_intercept: bool
+    passes: tuple[int, int] = (0, 0)
+
+    @property
+    def frame(self) -> Frame:
+        """See `Source`."""
+        return self.moments.frame
+
+    @cached_property
+    def _products(self) -> tuple[np.ndarray, np.ndarray]:
+        raw = self.moments.high.cpu().numpy(), self.moments.low.cpu().numpy()
+        weight_sum = raw[0][:1, :1], raw[1][:1, :1]
+        return dd.divide(raw, weight_sum)
+
+    def measure(self, coef: tuple[np.ndarray, np.ndarray], depth: Depth) -> Measured:
+        """See `Source`."""
+        first = 0 if self.fit_intercept else 1
+        high, low = (products[first:] for products in self._products)
+        n_design = len(coef[0])
+        features, targets = slice(first, first + n_design), slice(first + n_design, None)
+        explained = dd.matmul((high[:, features], low[:, features]), coef)
+        total = dd.add((high[:, targets], low[:, targets]), dd.negative(explained))
+        return _measured(*total, coef[0])
+
+    def roundoff(self, depth: Depth) -> tuple[float, float]:
+        """See `Source`."""
+        return 0.0, self.moments.unit_roundoff * self.centred.lengthened**2
+
+    @property
+    def root_roundoff(self) -> float:
+        """See `Source`."""
+        size = max(1, len(self.centred.kept))
+        products = self.moments.unit_roundoff * self.centred.lengthened**2
+        return max(4 * (size * products) ** 0.5, 8 * size**0.5 * EPS)
+
+    def root(self) -> np.ndarray:
+        """See `Source`."""
+        kept = self.centred.kept
+        unit = self.centred.spread * self.centred.columns.scale[kept]
+        index = np.ix_(1 + kept, 1 + kept)
+        high, low = self._products
+        scatter = high[index], low[index]
+        if self.fit_intercept:
+            mean = high[0, 1 + kept], low[0, 1 + kept]
+            square = dd.multiply((mean[0][:, None], mean[1][:, None]), mean)
+            scatter = dd.add(scatter, dd.negative(square))
+        # Powers of two keep the low parts right.
+        power = dd.slice_scale(unit)
+        scatter = scatter[0] / power[:, None] / power, scatter[1] / power[:, None] / power
+        upper, order, _ = dd.pivoted_cholesky(scatter, self.root_roundoff**2)
+        root = np.empty_like(upper)
+        root[:, order] = upper
+        return root * (power / unit)
+
+
+def _measured(high: np.ndarray, low: np.ndarray, coef: np.ndarray) -> Measured:
+    """Of products of the residuals with the design and the targets."""
+    n_design = len(coef)
+    gradient = high[:n_design] + low[:n_design]
+    with_targets = (high + low)[n_design:].diagonal()
+    return Measured(gradient, np.maximum(with_targets - (coef * gradient).sum(0), 0.0))
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """The Gram matrix of unit columns, or a root of it, and how well it tells columns apart."""
+
+    gram: np.ndarray
+    root: np.ndarray | None
+    smallest: float  # singular value in the directions that it resolves
+    rate: float  # relative error there
+    unresolved: float  # singular values that it does not resolve are at most this; 0 for none
+
+
+def _metric(data: Centred, source: Source, ridge: np.ndarray) -> _Metric:
+    """Float64 products where they are accurate enough, else a root of the rows."""
+    size = len(data.kept)
+    norm = np.sqrt(1 + ridge)
+    upper = cholesky((data.gram + np.diag(ridge)) / norm[:, None] / norm)
+    smallest = 0.0 if upper is None else extreme_singular_values(upper)[1]
+    if size * data.roundoff <= GRAM_RATE * smallest**2:
+        return _Metric(data.gram, None, smallest, size * data.roundoff / smallest**2, 0.0)
+    root = source.root()
+    values = np.linalg.svd(np.concatenate([root, np.diag(np.sqrt(ridge))]) / norm, compute_uv=False)
+    least = source.root_roundoff / LARGEST_RATE
+    resolved = values[values > least]
+    smallest = float(resolved.min(initial=1.0))
+    unresolved = least if len(resolved) < size else 0.0
+    return _Metric(root.T @ root, root, smallest, source.root_roundoff / smallest, unresolved)
+
+
+class Refined(NamedTuple):
+    """Models in the user's units, with what was measured of them."""
+
+    coef: np.ndarray  # shape: (n_features, n_targets)
+    intercept: np.ndarray  # shape: (n_targets,)
+    values: np.ndarray  # the objectives in units of the squared targets
+    gaps: np.ndarray  # at most so much above their minima, in these units
+    n_passes: int
+
+
+def refine(
+    problem: Problem, data: Centred, source: Source, coef: np.ndarray, limit: int, enough: float
+) -> Refined:
+    """From coefficients in the user's units to the minima, as far as float64 can hold them.
+
+    Steps end where the gaps are below `enough`, in units of the squared targets, or at rounding. There is a
+    measurement after each, and `limit` of them at most; the best model is given.
+    """
+    inside = data.in_units(problem.penalty)
+    metric = _metric(data, source, inside[0].l2)
+    depth = _depth(data, source, metric, coef, enough)
+    center = data.columns.center
+    intercept = data.columns.target_center - center @ coef
+    n_passes = source.passes[1] if metric.root is not None else 0
+    best: Refined | None = None
+    last = np.inf
+    for n_steps in range(limit + 1):
+        here, goal, mean_residual = _look(problem, data, source, metric, depth, inside, coef, intercept)
+        n_passes += source.passes[0]
+        best = here if best is None else _better(best, here)
+        gap = float(here.gaps.max())
+        if gap <= enough or not gap <= NO_PROGRESS * last or n_steps == limit:
+            break
+        last = gap
+        if problem.fit_intercept:
+            intercept = intercept + (mean_residual - center @ (goal - coef))
+        coef = goal
+    assert best is not None
+    return _not_above_constants(problem, data, best._replace(n_passes=n_passes))
+
+
+def _depth(data: Centred, source: Source, metric: _Metric, coef: np.ndarray, enough: float) -> Depth:
+    """The coarsest slices whose rounding does not matter, for coefficients like these."""
+    size = 1 + float(np.abs(coef[data.kept] * data.spread[:, None] / data.target).sum(0).max())
+    # A first guess may be far too small; what the target is worth of the least direction is not.
+    size = max(size, 1 / metric.smallest)
+    for depth in DEPTHS:
+        if _error(data, source, metric, depth, size) ** 2 <= SHARE_OF_ROUNDING * enough:
+            return depth
+    return DEPTHS[-1]
+
+
+def _error(data: Centred, source: Source, metric: _Metric, depth: Depth, size: float) -> float:
+    """What rounding of measurements may add to the predictions' distance from the minimum."""
+    of_residuals, of_products = source.roundoff(depth)
+    # Residuals are at most about as large as the target; moments multiply coefficients themselves.
+    factor = 1.0 if of_residuals else size
+    return of_residuals * size + of_products * factor * max(1, len(data.kept)) ** 0.5 / metric.smallest
+
+
+def _look(
+    problem: Problem,
+    data: Centred,
+    source: Source,
+    metric: _Metric,
+    depth: Depth,
+    inside: list[Penalty],
+    coef: np.ndarray,
+    intercept: np.ndarray,
+) -> tuple[Refined, np.ndarray, np.ndarray]:
+    """Measure a model; how far it is above the minimum, the coefficients there, and the mean residuals."""
+    first = int(problem.fit_intercept)
+    columns, kept = data.columns, data.kept
+    shift, scale = shift_and_scale(source.frame)
+    n_features = len(coef)
+    scale_x, scale_y = scale[1 : 1 + n_features], scale[1 + n_features :]
+    in_frame = coef * scale_y / scale_x[:, None]
+    model = in_frame, np.zeros_like(in_frame)
+    if first:
+        high, low = _constant(coef, intercept, shift[1 : 1 + n_features], shift[1 + n_features :])
+        model = np.vstack([high * scale_y, model[0]]), np.vstack([low * scale_y, model[1]])
+    gradient, square = source.measure(model, depth)
+    mean_residual = gradient[0] / scale_y if first else np.zeros(len(scale_y))
+    by_columns = gradient[first:][kept]
+    if first:
+        by_columns = by_columns - np.outer(columns.mean[kept], gradient[0])
+    by_columns = by_columns / (data.spread * scale_x[kept])[:, None] / (data.target * scale_y)
+    goal = coef.copy()
+    gaps, values = np.empty(len(scale_y)), np.empty(len(scale_y))
+    part = problem.penalty.part(kept)
+    for k, penalty in enumerate(inside):
+        origin = coef[kept, k] * data.ratio(k)
+        descent = minimum_about(origin, by_columns[:, k], metric.gram, metric.root, penalty)
+        moved = coef[kept, k] + descent.step / data.ratio(k)
+        ends = in_users_units(descent.goal, penalty, part, data.spread, data.target[k])
+        at_end = (descent.goal == 0) | (descent.goal == penalty.lower) | (descent.goal == penalty.upper)
+        goal[kept, k] = np.where(at_end, ends, np.clip(moved, part.lower, part.upper)) + 0.0
+        values[k] = square[k] / (data.target[k] * scale_y[k]) ** 2 / 2 + float(penalty.value(origin))
+        size = 1 + float(np.abs(descent.goal).sum())
+        gain = descent.gain + (mean_residual[k] / data.target[k]) ** 2 / 2
+        distance = np.sqrt(2 * gain / (1 - metric.rate)) + _error(data, source, metric, depth, size)
+        gap = float(distance**2) / 2 + metric.unresolved * LARGEST_COEF * size
+        # The least value of the objective is 0, and what is left of one that steps from it did not find.
+        gaps[k] = min(gap, values[k]) if descent.converged else values[k]
+    return Refined(coef, intercept, values, gaps, 0), goal, mean_residual
+
+
+def _constant(
+    coef: np.ndarray, intercept: np.ndarray, shift: np.ndarray, target_shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The intercept about the frame's shifts, ``intercept + shift @ coef - target_shift``, exactly."""
+    total = dd.two_sum(intercept, -target_shift)
+    if not shift.any():
+        return total
+    high, low = dd.two_product(np.broadcast_to(shift[:, None], coef.shape), coef)
+    return dd.add(total, dd.sum_over_first_axis((high, low)))
+
+
+def _better(a: Refined, b: Refined) -> Refined:
+    """Of each target, the model of the smaller gap or, where none is known, the lower objective."""
+    take = (b.gaps < a.gaps) | ((b.gaps == a.gaps) & (b.values < a.values))
+    coef, intercept, values, gaps = (np.where(take, new, old) for old, new in zip(a[:4], b[:4], strict=True))
+    return Refined(coef, intercept, values, gaps, a.n_passes)
+
+
+def _not_above_constants(problem: Problem, data: Centred, found: Refined) -> Refined:
+    """The models, or coefficients nearest to zero where their objectives are lower."""
+    penalty = problem.penalty
+    rest = np.clip(0.0, penalty.lower, penalty.upper)
+    constant = 0.5 * (data.target_spread > 0)
+    worse = (found.values > constant) & (not rest.any())
+    if not worse.any():
+        return found
+    return found._replace(
+        coef=np.where(worse, 0.0, found.coef),
+        intercept=np.where(worse, data.columns.target_center, found.intercept),
+        values=np.where(worse, constant, found.values),
+    )
