@@ -14,7 +14,7 @@ import torch
 from scipy.linalg import blas
 
 from torchlinreg._data.rows import RowBlocks, tensor_blocks
-from torchlinreg._linalg.gram import EPS
+from torchlinreg._linalg.gram import EPS, roundoff_of_sums
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
 from torchlinreg._objective.penalty import Penalty
@@ -47,6 +47,8 @@ FIRST_ROWS = 32
 NEAR = 0.8
 FEWEST_NEAR = 16
 MAX_ROUNDS = 100
+# With fewer rows than features, refinement forms the products of all columns where they are not larger.
+MOMENTS_BYTES = 64 * 2**20
 # A share of the objective that float64 cannot tell: no smaller gap is asked for.
 LEAST_GAP = 1e-15
 # Refinement goes on down to this share of the gap that is asked for.
@@ -62,7 +64,13 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
     blocks, penalty = problem.blocks, problem.penalty
     n_unrested = int((~_rests_at_zero(penalty)).sum())
     if blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples:
-        return _solve_by_working_sets(problem, tol, max_iter)
+        solution = _solve_by_working_sets(problem, tol, max_iter)
+        small = 8 * blocks.n_features**2 <= MOMENTS_BYTES
+        if solution.status is not Status.STUCK or not small:
+            return solution
+        data = centred(problem.standardised)
+        refined = _refined(problem, data, OfRows(problem, data), solution.coef, tol, max_iter)
+        return replace(refined, n_iter=solution.n_iter + 1 + refined.n_iter)
     return _solve_by_moments(problem, tol, max_iter)
 
 
@@ -92,7 +100,6 @@ def _solve_by_moments(
     minima = [
         minimise_quadratic(data.gram, linear, part) for linear, part in zip(data.cross.T, inside, strict=True)
     ]
-    n_passes = 1
     coef = np.repeat(np.clip(0.0, penalty.lower, penalty.upper)[:, None], len(minima), axis=1)
     for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
         coef[data.kept, k] = in_users_units(
@@ -100,20 +107,26 @@ def _solve_by_moments(
         )
     intercept = columns.target_center - columns.center @ coef
     values, gaps, enough = _values_and_gaps(data, minima, inside)
-    gaps = (np.sqrt(2 * gaps) + _rounding_of_model(data, coef, intercept)) ** 2 / 2
+    rounding = _rounding_of_model(columns.center, columns.spread, coef, intercept)
+    gaps = (np.sqrt(2 * gaps) + rounding / data.target) ** 2 / 2
     optimality = relative(gaps, values, data.target_spread, data.target)
+    if enough and optimality <= max(tol, LEAST_GAP):
+        return _solution(coef, intercept, optimality, Status.OPTIMAL, 1)
+    refined = _refined(problem, data, source or OfRows(problem, data), coef, tol, max_iter)
+    return replace(refined, n_iter=1 + refined.n_iter)
+
+
+def _refined(
+    problem: Problem, data: Centred, source: Source, coef: np.ndarray, tol: float, max_iter: int | None
+) -> Solution:
+    """From these coefficients on, with the status that what was measured earns."""
     limit = MAX_STEPS if max_iter is None else min(MAX_STEPS, max_iter)
-    if not (enough and optimality <= max(tol, LEAST_GAP)):
-        measured = refine(
-            problem, data, source or OfRows(problem, data), coef, limit, max(ENOUGH * tol, LEAST_GAP**2)
-        )
-        coef, intercept, values, gaps = measured[:4]
-        n_passes += measured.n_passes
-        optimality = relative(gaps, values, data.target_spread, data.target)
+    found = refine(problem, data, source, coef, limit, max(ENOUGH * tol, LEAST_GAP**2))
+    optimality = relative(found.gaps, found.values, data.target_spread, data.target)
     status = Status.OPTIMAL
     if not optimality <= max(tol, LEAST_GAP):
         status = Status.STUCK if limit == MAX_STEPS else Status.ITERATIONS_USED
-    return _solution(coef, intercept, optimality, status, n_passes)
+    return _solution(found.coef, found.intercept, optimality, status, found.n_passes)
 
 
 def _values_and_gaps(
@@ -131,14 +144,13 @@ def _values_and_gaps(
     return values, gaps, bool((gaps <= 1e-14 * np.maximum(values, 1e-30)).all())
 
 
-def _rounding_of_model(data: Centred, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-    """What rounding coefficients and intercepts makes of the predictions, in units of the targets."""
-    center = np.abs(data.columns.center)
-    spread = data.columns.spread
+def _rounding_of_model(
+    center: np.ndarray, spread: np.ndarray, coef: np.ndarray, intercept: np.ndarray
+) -> np.ndarray:
+    """What rounding coefficients and intercepts makes of the predictions, at most about, of each target."""
     # A product, and a sum of so many terms, which mostly round in both directions.
     share = (2 + len(coef) ** 0.5) * EPS
-    moved = share * (center @ np.abs(coef)) + EPS * np.abs(intercept)
-    return (moved + EPS * (spread @ np.abs(coef))) / data.target
+    return share * (np.abs(center) @ np.abs(coef)) + EPS * (np.abs(intercept) + spread @ np.abs(coef))
 
 
 def _solution(
@@ -259,6 +271,13 @@ class _WorkingSet:
         """The spreads, 1 for columns that are constant."""
         return np.where(self.spread > 0, self.spread, 1.0)
 
+    @property
+    def roundoff(self) -> float:
+        """Rounding error of the products, that of subtracting means included."""
+        n_samples = self.columns.shape[1]
+        lengthened = float(np.hypot(1.0, self.mean / self.unit).max(initial=1.0))
+        return roundoff_of_sums(n_samples, n_samples, 1) + 2 * EPS * lengthened
+
     def grown(self, source: _Columns, index: np.ndarray) -> _WorkingSet:
         """The set with more features."""
         columns, mean, spread = source.gather(index)
@@ -343,13 +362,25 @@ class _Candidate:
 
     minima: list[QuadraticMinimum]
     inside: list[Penalty]
+    cross: np.ndarray  # products with the targets; shape: (n_working, n_targets)
     residual: np.ndarray  # shape: (n_samples, n_targets)
     values: np.ndarray  # the objectives
 
     @property
     def gaps(self) -> np.ndarray:
-        """How far they are above the minima over the working set."""
+        """How far they are above the minima over the working set, but for rounding."""
         return np.array([minimum.optimality for minimum in self.minima])
+
+    def distances(self, working: _WorkingSet) -> np.ndarray:
+        """How far from those of the minima predictions may be, with the measured rounding of the products."""
+        distances = np.full(len(self.minima), np.inf)
+        for k, (minimum, part) in enumerate(zip(self.minima, self.inside, strict=True)):
+            if minimum.converged:
+                error = error_of_rounding(
+                    working.gram, self.cross[:, k], part, minimum.coef, 1.0, working.roundoff
+                )
+                distances[k] = np.sqrt(2 * minimum.optimality) + error
+        return distances
 
 
 def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -390,7 +421,7 @@ def _minimise_over(
     left = weighted - _product(working.columns.T, coef)
     penalties = np.array([each.value(one) for each, one in zip(inside, coef.T, strict=True)])
     residual = np.divide(left, root, out=np.zeros_like(left), where=root > 0)
-    return _Candidate(minima, inside, residual, (left**2).sum(0) / 2 + penalties)
+    return _Candidate(minima, inside, cross, residual, (left**2).sum(0) / 2 + penalties)
 
 
 def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -436,13 +467,17 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     center = source.frame.shift.cpu().numpy()[1 + working.index] + working.mean / source.scale[working.index]
     intercept = targets.center - center @ coef[working.index]
     if not problem.fit_intercept:
-        intercept = np.zeros_like(targets.center)
-    # What rounding leaves of a gap, where no column is misplaced by more, is no failure.
-    settled = not misplaced.any() and all(minimum.converged for minimum in candidate.minima)
+        intercept, center = np.zeros_like(targets.center), np.zeros_like(center)
+    rounding = _rounding_of_model(center, unit, coef[working.index], intercept) / targets.unit
+    gaps = (candidate.distances(working) + rounding) ** 2 / 2
+    gaps += _gaps_outside(products, outside, spread, is_outside, candidate.values)
+    # No objective is below 0.
+    gaps = np.minimum(gaps, (np.sqrt(2 * candidate.values) + rounding) ** 2 / 2)
+    optimality = relative(gaps, candidate.values, targets.spread, targets.unit)
     if not done:
         status = Status.ITERATIONS_USED
     else:
-        status = Status.OPTIMAL if settled or optimality <= tol else Status.STUCK
+        status = Status.OPTIMAL if optimality <= max(tol, LEAST_GAP) else Status.STUCK
     return _solution(coef, intercept, optimality, status, n_passes)
 
 

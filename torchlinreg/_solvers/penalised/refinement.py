@@ -151,8 +151,9 @@ class OfRows:
         # Products of the residuals with the targets, as of columns without coefficients, give their squares.
         nothing = np.zeros((n_targets, n_targets))
         model = np.concatenate([coef[0], nothing]), np.concatenate([coef[1], nothing])
-        high, low = self.problem.exact_gradient(self.frame, design, responses, model, depth)
-        return _measured(high / self._weight_sum, low / self._weight_sum, coef[0])
+        products = self.problem.exact_gradient(self.frame, design, responses, model, depth)
+        weight_sum = np.full((1, 1), self._weight_sum)
+        return _measured(dd.divide(products, (weight_sum, np.zeros_like(weight_sum))), coef)
 
     def roundoff(self, depth: Depth) -> tuple[float, float]:
         """See `Source`; the largest terms are at most sqrt(n) times their root mean square."""
@@ -231,7 +232,7 @@ class OfMoments:
         features, targets = slice(first, first + n_design), slice(first + n_design, None)
         explained = dd.matmul((high[:, features], low[:, features]), coef)
         total = dd.add((high[:, targets], low[:, targets]), dd.negative(explained))
-        return _measured(*total, coef[0])
+        return _measured(total, coef)
 
     def roundoff(self, depth: Depth) -> tuple[float, float]:
         """See `Source`."""
@@ -264,12 +265,15 @@ class OfMoments:
         return root * (power / unit)
 
 
-def _measured(high: np.ndarray, low: np.ndarray, coef: np.ndarray) -> Measured:
+def _measured(products: tuple[np.ndarray, np.ndarray], coef: tuple[np.ndarray, np.ndarray]) -> Measured:
     """Of products of the residuals with the design and the targets."""
-    n_design = len(coef)
-    gradient = high[:n_design] + low[:n_design]
-    with_targets = (high + low)[n_design:].diagonal()
-    return Measured(gradient, np.maximum(with_targets - (coef * gradient).sum(0), 0.0))
+    high, low = products
+    n_design = len(coef[0])
+    gradient = high[:n_design], low[:n_design]
+    with_targets = high[n_design:].diagonal(), low[n_design:].diagonal()
+    explained = dd.sum_over_first_axis(dd.multiply(coef, gradient))
+    square = dd.add(with_targets, dd.negative(explained))
+    return Measured(gradient[0] + gradient[1], np.maximum(square[0], 0.0))
 
 
 @dataclass(frozen=True)
@@ -280,7 +284,7 @@ class _Metric:
     root: np.ndarray | None
     smallest: float  # singular value in the directions that it resolves
     rate: float  # relative error there
-    unresolved: float  # singular values that it does not resolve are at most this; 0 for none
+    unresolved: float  # error in other directions, relative to the columns; 0 if there are none
 
 
 def _metric(data: Centred, source: Source, ridge: np.ndarray) -> _Metric:
@@ -296,7 +300,7 @@ def _metric(data: Centred, source: Source, ridge: np.ndarray) -> _Metric:
     least = source.root_roundoff / LARGEST_RATE
     resolved = values[values > least]
     smallest = float(resolved.min(initial=1.0))
-    unresolved = least if len(resolved) < size else 0.0
+    unresolved = source.root_roundoff if len(resolved) < size else 0.0
     return _Metric(root.T @ root, root, smallest, source.root_roundoff / smallest, unresolved)
 
 
@@ -400,10 +404,10 @@ def _look(
         values[k] = square[k] / (data.target[k] * scale_y[k]) ** 2 / 2 + float(penalty.value(origin))
         size = 1 + float(np.abs(descent.goal).sum())
         gain = descent.gain + (mean_residual[k] / data.target[k]) ** 2 / 2
-        distance = np.sqrt(2 * gain / (1 - metric.rate)) + _error(data, source, metric, depth, size)
-        gap = float(distance**2) / 2 + metric.unresolved * LARGEST_COEF * size
-        # The least value of the objective is 0, and what is left of one that steps from it did not find.
-        gaps[k] = min(gap, values[k]) if descent.converged else values[k]
+        error = _error(data, source, metric, depth, size) + metric.unresolved * LARGEST_COEF * size
+        gap = float(np.sqrt(2 * gain / (1 - metric.rate)) + error) ** 2 / 2
+        # No objective is below 0.
+        gaps[k] = min(gap if descent.converged else np.inf, values[k] + error)
     return Refined(coef, intercept, values, gaps, 0), goal, mean_residual
 
 
