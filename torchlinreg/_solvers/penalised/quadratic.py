@@ -330,8 +330,11 @@ class _Task:
 
 
 def _root_with_ridge(root: np.ndarray, ridge: np.ndarray) -> np.ndarray:
-    both = np.concatenate([root, np.diag(np.sqrt(ridge))])
-    return np.asarray(np.linalg.qr(both, mode="r"))
+    """A root with the ridge, of columns in units of their norms: rows of very different size would mix."""
+    norm = np.sqrt((root**2).sum(0) + ridge)
+    norm = np.where(norm > 0, norm, 1.0)
+    both = np.concatenate([root / norm, np.diag(np.sqrt(ridge) / norm)])
+    return np.asarray(np.linalg.qr(both, mode="r")) * norm
 
 
 def _factor_of_triangle(columns: np.ndarray, norm: np.ndarray) -> _Factor | None:
@@ -591,6 +594,8 @@ def _exchanged(task: _Task, point: _Point, index: int, direction: float, excess:
     change = np.zeros_like(point.coef)
     change[free] = step
     curvature = float(change @ task.product(change))
+    if task.triangle is not None and curvature <= (len(free) * DEPENDENT * task.root @ np.abs(change)) ** 2:
+        curvature = 0.0  # but for rounding
     moved = _line_search(task, _Point(point.coef, free, sign), step, -excess, max(curvature, 0.0))
     return point if moved is None else moved
 

@@ -402,12 +402,15 @@ def _look(
         at_end = (descent.goal == 0) | (descent.goal == penalty.lower) | (descent.goal == penalty.upper)
         goal[kept, k] = np.where(at_end, ends, np.clip(moved, part.lower, part.upper)) + 0.0
         values[k] = square[k] / (data.target[k] * scale_y[k]) ** 2 / 2 + float(penalty.value(origin))
-        size = 1 + float(np.abs(descent.goal).sum())
+        size, before = (1 + float(np.abs(ends).sum()) for ends in (descent.goal, origin))
         gain = descent.gain + (mean_residual[k] / data.target[k]) ** 2 / 2
         error = _error(data, source, metric, depth, size) + metric.unresolved * LARGEST_COEF * size
         gap = float(np.sqrt(2 * gain / (1 - metric.rate)) + error) ** 2 / 2
         # No objective is below 0.
-        gaps[k] = min(gap if descent.converged else np.inf, values[k] + error)
+        gaps[k] = min(
+            gap if descent.converged else np.inf,
+            values[k] + _error(data, source, metric, depth, before),
+        )
     return Refined(coef, intercept, values, gaps, 0), goal, mean_residual
 
 
