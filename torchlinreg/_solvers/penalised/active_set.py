@@ -24,6 +24,7 @@ from torchlinreg._solvers.penalised.quadratic import (
     QuadraticMinimum,
     duality_gap,
     error_of_rounding,
+    first_order_gap,
     minimise_quadratic,
 )
 from torchlinreg._solvers.penalised.refinement import (
@@ -35,7 +36,7 @@ from torchlinreg._solvers.penalised.refinement import (
     centred,
     refine,
 )
-from torchlinreg._solvers.penalised.units import HUGE, in_units, in_users_units, relative
+from torchlinreg._solvers.penalised.units import HUGE, in_units, in_users_units, relative, rounding_of_model
 
 # Rows that are read where they are are multiplied with residuals so many bytes at a time.
 PRODUCT_BYTES = 256 * 2**20
@@ -106,11 +107,11 @@ def _solve_by_moments(
             minimum.coef, part, penalty.part(data.kept), data.spread, data.target[k]
         )
     intercept = columns.target_center - columns.center @ coef
-    values, gaps, enough = _values_and_gaps(data, minima, inside)
-    rounding = _rounding_of_model(columns.center, columns.spread, coef, intercept)
+    values, gaps, worth = _values_and_gaps(data, minima, inside)
+    rounding = rounding_of_model(columns.center, columns.spread, coef, intercept)
     gaps = (np.sqrt(2 * gaps) + rounding / data.target) ** 2 / 2
     optimality = relative(gaps, values, data.target_spread, data.target)
-    if enough and optimality <= max(tol, LEAST_GAP):
+    if not worth and optimality <= max(tol, LEAST_GAP):
         return _solution(coef, intercept, optimality, Status.OPTIMAL, 1)
     refined = _refined(problem, data, source or OfRows(problem, data), coef, tol, max_iter)
     return replace(refined, n_iter=1 + refined.n_iter)
@@ -132,25 +133,26 @@ def _refined(
 def _values_and_gaps(
     data: Centred, minima: list[QuadraticMinimum], inside: list[Penalty]
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Objectives, what rounding of the moments may add to them, and whether that is below 1e-14 of them."""
+    """Objectives, what rounding of the moments may add to them, and whether more digits are worth a pass.
+
+    Those are, where columns do not depend on each other, up to 1e-14 of the objective found.
+    """
     values, gaps = np.empty(len(minima)), np.empty(len(minima))
+    worth = False
     for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
         values[k] = _value(data, k, minimum.coef, part)
+        gaps[k] = np.inf
+        if not minimum.converged:
+            continue
         size = float(data.target_spread[k] > 0)
-        linear = data.cross[:, k]
-        error = error_of_rounding(data.gram, linear, part, minimum.coef, size, data.roundoff)
-        gap = (np.sqrt(2 * minimum.optimality) + error) ** 2 / 2
-        gaps[k] = gap if minimum.converged else np.inf
-    return values, gaps, bool((gaps <= 1e-14 * np.maximum(values, 1e-30)).all())
-
-
-def _rounding_of_model(
-    center: np.ndarray, spread: np.ndarray, coef: np.ndarray, intercept: np.ndarray
-) -> np.ndarray:
-    """What rounding coefficients and intercepts makes of the predictions, at most about, of each target."""
-    # A product, and a sum of so many terms, which mostly round in both directions.
-    share = (2 + len(coef) ** 0.5) * EPS
-    return share * (np.abs(center) @ np.abs(coef)) + EPS * (np.abs(intercept) + spread @ np.abs(coef))
+        known = data.gram, data.cross[:, k], part, minimum.coef, size, data.roundoff
+        error = error_of_rounding(*known)
+        if error < np.inf:
+            gaps[k] = (np.sqrt(2 * minimum.optimality) + error) ** 2 / 2
+            worth |= bool(gaps[k] > 1e-14 * max(values[k], 1e-30))
+        else:
+            gaps[k] = minimum.optimality + first_order_gap(*known)
+    return values, gaps, worth
 
 
 def _solution(
@@ -468,7 +470,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     intercept = targets.center - center @ coef[working.index]
     if not problem.fit_intercept:
         intercept, center = np.zeros_like(targets.center), np.zeros_like(center)
-    rounding = _rounding_of_model(center, unit, coef[working.index], intercept) / targets.unit
+    rounding = rounding_of_model(center, unit, coef[working.index], intercept) / targets.unit
     gaps = (candidate.distances(working) + rounding) ** 2 / 2
     gaps += _gaps_outside(products, outside, spread, is_outside, candidate.values)
     # No objective is below 0.

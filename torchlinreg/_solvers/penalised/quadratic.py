@@ -164,6 +164,26 @@ def error_of_rounding(
         reach = max(reach, error * math.sqrt(len(used) / (smallest - len(used) * roundoff)))
 
 
+def first_order_gap(
+    gram: np.ndarray, linear: np.ndarray, penalty: Penalty, coef: np.ndarray, size: float, roundoff: float
+) -> float:
+    """A bound as `error_of_rounding`'s, of the objective, that needs no independent columns but a penalty.
+
+    It is the sum of what pulls each coefficient, rounding included, times how far it may be from that of the
+    minimum, where no penalty is larger than the objective found. Infinite for free unpenalised coefficients.
+    """
+    task = _task(gram, linear, penalty)
+    product = task.hessian @ coef
+    error = roundoff * (size + float(np.abs(coef).sum()))
+    pull = np.maximum(np.maximum(*task.pulls(coef, task.linear - product)) + error, 0.0)
+    square = size**2 - 2 * float(linear @ coef) + float(coef @ (gram @ coef))
+    value = max(square / 2, 0.0) + float(penalty.value(coef)) + error * size
+    with np.errstate(divide="ignore", invalid="ignore"):
+        largest = np.minimum(value / penalty.l1, np.sqrt(2 * value / penalty.l2))
+        high, low = np.minimum(penalty.upper, largest), np.maximum(penalty.lower, -largest)
+        return float(np.where(pull > 0, pull * np.maximum(high - coef, coef - low), 0.0).sum())
+
+
 def duality_gap(
     coef: np.ndarray, gradient: np.ndarray, penalty: Penalty, largest: np.ndarray | float
 ) -> float:

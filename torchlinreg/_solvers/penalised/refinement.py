@@ -89,7 +89,7 @@ def centred(columns: Standardised) -> Centred:
         columns.spread[kept],
         columns.target_spread,
         target,
-        columns.roundoff * float(columns.cancellation.max(initial=1.0)),
+        columns.centred_roundoff,
     )
 
 

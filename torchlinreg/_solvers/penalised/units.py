@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from torchlinreg._linalg.gram import EPS
 from torchlinreg._objective.penalty import Penalty
 
 # Penalties and bounds in units so extreme that they overflow.
@@ -39,3 +40,16 @@ def relative(gaps: np.ndarray, values: np.ndarray, spread: np.ndarray, target: n
     scale = float(size @ np.maximum(constant, values))
     gap = float(size @ gaps)
     return gap / scale if scale > 0 else gap
+
+
+def rounding_of_model(
+    center: np.ndarray, spread: np.ndarray, coef: np.ndarray, intercept: np.ndarray
+) -> np.ndarray:
+    """What rounding coefficients and intercepts makes of the predictions of each target, in its units.
+
+    Coefficients have shape (..., n_features, n_targets). A product, and a sum of so many terms, mostly round
+    in both directions.
+    """
+    size = np.abs(coef)
+    share = (2 + coef.shape[-2] ** 0.5) * EPS
+    return share * (np.abs(center) @ size) + EPS * (np.abs(intercept) + spread @ size)
