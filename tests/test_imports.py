@@ -42,6 +42,8 @@ ORDER = [
     "torchlinreg._solvers.least_squares",
     "torchlinreg._solvers.coordinates",
     "torchlinreg._solvers.penalised.quadratic",
+    "torchlinreg._solvers.penalised.units",
+    "torchlinreg._solvers.penalised.refinement",
     "torchlinreg._solvers.interior_point.program",
     "torchlinreg._solvers.interior_point.vertex",
     "torchlinreg._solvers.interior_point.interior_point",

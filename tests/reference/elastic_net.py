@@ -54,7 +54,7 @@ class ExactElasticNet:
         return sum(a * abs(c) + b / 2 * c * c for a, b, c in zip(self.l1, self.l2, coef, strict=True))
 
     def _value(self, coef):
-        explained = sum(c * (b - self._row(i, coef) / 2) for i, (c, b) in enumerate(zip(coef, self.cross)))
+        explained = sum(c * (self.cross[i] - self._row(i, coef) / 2) for i, c in enumerate(coef))
         return self.square / 2 - explained + self._penalty(coef)
 
     def _row(self, i, coef):

@@ -35,6 +35,7 @@ from torchlinreg._solvers.penalised.refinement import (
     Source,
     centred,
     refine,
+    worth,
 )
 from torchlinreg._solvers.penalised.units import HUGE, in_units, in_users_units, relative, rounding_of_model
 
@@ -107,11 +108,11 @@ def _solve_by_moments(
             minimum.coef, part, penalty.part(data.kept), data.spread, data.target[k]
         )
     intercept = columns.target_center - columns.center @ coef
-    values, gaps, worth = _values_and_gaps(data, minima, inside)
+    values, gaps, is_worth = _values_and_gaps(data, minima, inside)
     rounding = rounding_of_model(columns.center, columns.spread, coef, intercept)
     gaps = (np.sqrt(2 * gaps) + rounding / data.target) ** 2 / 2
     optimality = relative(gaps, values, data.target_spread, data.target)
-    if not worth and optimality <= max(tol, LEAST_GAP):
+    if not is_worth and optimality <= max(tol, LEAST_GAP):
         return _solution(coef, intercept, optimality, Status.OPTIMAL, 1)
     refined = _refined(problem, data, source or OfRows(problem, data), coef, tol, max_iter)
     return replace(refined, n_iter=1 + refined.n_iter)
@@ -133,12 +134,12 @@ def _refined(
 def _values_and_gaps(
     data: Centred, minima: list[QuadraticMinimum], inside: list[Penalty]
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Objectives, what rounding of the moments may add to them, and whether more digits are worth a pass.
+    """Objectives, what rounding of the moments may add to them, and whether that is worth a pass.
 
-    Those are, where columns do not depend on each other, up to 1e-14 of the objective found.
+    Where columns depend on each other, only `tol` can tell.
     """
     values, gaps = np.empty(len(minima)), np.empty(len(minima))
-    worth = False
+    is_worth = False
     for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
         values[k] = _value(data, k, minimum.coef, part)
         gaps[k] = np.inf
@@ -149,10 +150,10 @@ def _values_and_gaps(
         error = error_of_rounding(*known)
         if error < np.inf:
             gaps[k] = (np.sqrt(2 * minimum.optimality) + error) ** 2 / 2
-            worth |= bool(gaps[k] > 1e-14 * max(values[k], 1e-30))
+            is_worth |= bool(gaps[k] > worth(values[k]))
         else:
             gaps[k] = minimum.optimality + first_order_gap(*known)
-    return values, gaps, worth
+    return values, gaps, is_worth
 
 
 def _solution(

@@ -41,13 +41,17 @@ GRAM_RATE = 1e-2
 MAX_STEPS = 10
 # A step that leaves more than this share of the gap met the rounding of the coefficients.
 NO_PROGRESS = 0.1
+# Refinement goes on for so many digits of the objective, which may be far below that of the best constant,
+# unless it is rounding itself.
+DIGITS = 1e-14
+LEAST_VALUE = 1e-30
 # Rounding of gradients may add this share of the gap that is asked for.
 SHARE_OF_ROUNDING = 1e-3
 # Rows are decomposed in blocks of this many times as many as there are columns.
 TALL = 8
 SMALLEST_BLOCK = 4096
 # In directions that rounding hides, coefficients of a minimum are at most so many times the largest found.
-LARGEST_COEF = 10.0
+LARGEST_COEF = 3.0
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class OfRows:
     @property
     def root_roundoff(self) -> float:
         """See `Source`: that of Householder's QR decomposition, and of subtracting means."""
-        return 8 * max(1, len(self.centred.kept)) ** 0.5 * EPS * self.centred.lengthened
+        return 4 * max(1, len(self.centred.kept)) ** 0.5 * EPS * self.centred.lengthened
 
     def root(self) -> np.ndarray:
         """See `Source`; a QR decomposition of each block, and of what blocks leave."""
@@ -243,7 +247,7 @@ class OfMoments:
         """See `Source`."""
         size = max(1, len(self.centred.kept))
         products = self.moments.unit_roundoff * self.centred.lengthened**2
-        return max(4 * (size * products) ** 0.5, 8 * size**0.5 * EPS)
+        return max(4 * (size * products) ** 0.5, 4 * size**0.5 * EPS)
 
     def root(self) -> np.ndarray:
         """See `Source`."""
@@ -319,8 +323,8 @@ def refine(
 ) -> Refined:
     """From coefficients in the user's units to the minima, as far as float64 can hold them.
 
-    Steps end where the gaps are below `enough`, in units of the squared targets, or at rounding. There is a
-    measurement after each, and `limit` of them at most; the best model is given.
+    Steps end where the gaps are below `enough`, in units of the squared targets, and not `worth` another, or
+    at rounding. There is a measurement after each, and `limit` of them at most; the best model is given.
     """
     inside = data.in_units(problem.penalty)
     metric = _metric(data, source, inside[0].l2)
@@ -335,7 +339,8 @@ def refine(
         n_passes += source.passes[0]
         best = here if best is None else _better(best, here)
         gap = float(here.gaps.max())
-        if gap <= enough or not gap <= NO_PROGRESS * last or n_steps == limit:
+        done = (here.gaps <= np.minimum(enough, worth(here.values))).all()
+        if done or not gap <= NO_PROGRESS * last or n_steps == limit:
             break
         last = gap
         if problem.fit_intercept:
@@ -343,6 +348,11 @@ def refine(
         coef = goal
     assert best is not None
     return _not_above_constants(problem, data, best._replace(n_passes=n_passes))
+
+
+def worth(values: np.ndarray) -> np.ndarray:
+    """Gaps that are worth a pass over the rows, at objectives of these values in units."""
+    return DIGITS * np.maximum(values, LEAST_VALUE)
 
 
 def _depth(data: Centred, source: Source, metric: _Metric, coef: np.ndarray, enough: float) -> Depth:
