@@ -280,7 +280,7 @@ def _minima_of(quadratic: Standardised, scaled: list[Penalty]) -> Minima:
                 smallest[index, target] = quadratic.smallest
             elif minimum.converged:
                 smallest[index, target], error[index, target], more = _known(
-                    quadratic, target, minimum.coef, scaled[index]
+                    quadratic, target, minimum, scaled[index]
                 )
                 excess[index] += more
     size = np.sqrt((coef**2).sum(1)) + quadratic.target_spread
@@ -290,7 +290,7 @@ def _minima_of(quadratic: Standardised, scaled: list[Penalty]) -> Minima:
 
 
 def _known(
-    quadratic: Standardised, target: int, coef: np.ndarray, penalty: Penalty
+    quadratic: Standardised, target: int, minimum: QuadraticMinimum, penalty: Penalty
 ) -> tuple[float, float, float]:
     """How well a minimum over columns that depend on each other, or nearly so, is known.
 
@@ -298,12 +298,14 @@ def _known(
     objective may be above its minimum.
     """
     size = float(quadratic.target_spread[target])
-    known = quadratic.gram, quadratic.cross[:, target], penalty, coef, size, quadratic.centred_roundoff
-    error = error_of_rounding(*known)
+    error = error_of_rounding(quadratic.gram, penalty.l2, minimum, size, quadratic.centred_roundoff)
     if error < np.inf:
         return 1.0, error, 0.0
     # Others would do as well as some of these columns, or rounding of the moments hides that they would not.
-    more = first_order_gap(*known)
+    coef = minimum.coef
+    square = size**2 - 2 * float(quadratic.cross[:, target] @ coef) + float(coef @ quadratic.gram @ coef)
+    value = max(square, 0.0) / 2 + float(penalty.value(coef))
+    more = first_order_gap(value, penalty, minimum, size, quadratic.centred_roundoff)
     if not more <= SMALL_GAP * size**2:
         return 0.0, np.inf, 0.0
     used = coef.nonzero()[0]

@@ -146,13 +146,12 @@ def _values_and_gaps(
         if not minimum.converged:
             continue
         size = float(data.target_spread[k] > 0)
-        known = data.gram, data.cross[:, k], part, minimum.coef, size, data.roundoff
-        error = error_of_rounding(*known)
+        error = error_of_rounding(data.gram, part.l2, minimum, size, data.roundoff)
         if error < np.inf:
             gaps[k] = (np.sqrt(2 * minimum.optimality) + error) ** 2 / 2
             is_worth |= bool(gaps[k] > worth(values[k]))
         else:
-            gaps[k] = minimum.optimality + first_order_gap(*known)
+            gaps[k] = minimum.optimality + first_order_gap(values[k], part, minimum, size, data.roundoff)
     return values, gaps, is_worth
 
 
@@ -365,7 +364,6 @@ class _Candidate:
 
     minima: list[QuadraticMinimum]
     inside: list[Penalty]
-    cross: np.ndarray  # products with the targets; shape: (n_working, n_targets)
     residual: np.ndarray  # shape: (n_samples, n_targets)
     values: np.ndarray  # the objectives
 
@@ -379,9 +377,7 @@ class _Candidate:
         distances = np.full(len(self.minima), np.inf)
         for k, (minimum, part) in enumerate(zip(self.minima, self.inside, strict=True)):
             if minimum.converged:
-                error = error_of_rounding(
-                    working.gram, self.cross[:, k], part, minimum.coef, 1.0, working.roundoff
-                )
+                error = error_of_rounding(working.gram, part.l2, minimum, 1.0, working.roundoff)
                 distances[k] = np.sqrt(2 * minimum.optimality) + error
         return distances
 
@@ -424,7 +420,7 @@ def _minimise_over(
     left = weighted - _product(working.columns.T, coef)
     penalties = np.array([each.value(one) for each, one in zip(inside, coef.T, strict=True)])
     residual = np.divide(left, root, out=np.zeros_like(left), where=root > 0)
-    return _Candidate(minima, inside, cross, residual, (left**2).sum(0) / 2 + penalties)
+    return _Candidate(minima, inside, residual, (left**2).sum(0) / 2 + penalties)
 
 
 def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -> Solution:

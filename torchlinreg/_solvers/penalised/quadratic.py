@@ -63,6 +63,7 @@ class QuadraticMinimum:
     optimality: float
     n_iter: int
     converged: bool
+    pull: np.ndarray  # of the gradient on each coefficient; by how much it falls short where one rests
 
 
 def minimise_quadratic(
@@ -85,7 +86,8 @@ def _minimise(task: _Task, start: np.ndarray | None) -> QuadraticMinimum:
         point = _restricted(point, np.isin(point.free, free))
         n_iter += n_steps + 1
     coef, gradient, rounding = _refined(task, point, factor)
-    excess = np.maximum(*task.excess(coef, gradient))
+    pull = np.maximum(*task.pulls(coef, gradient))
+    excess = np.maximum(pull, 0.0)
     misplaced = excess > FAILED * rounding
     alone = np.divide(excess, task.root, out=np.zeros_like(excess), where=task.root > 0)
     alone[point.free] = 0
@@ -96,6 +98,7 @@ def _minimise(task: _Task, start: np.ndarray | None) -> QuadraticMinimum:
         optimality=float(alone @ alone + newton) / 2,
         n_iter=n_iter,
         converged=not misplaced.any(),
+        pull=pull,
     )
 
 
@@ -132,52 +135,47 @@ def minimum_about(
 
 
 def error_of_rounding(
-    gram: np.ndarray, linear: np.ndarray, penalty: Penalty, coef: np.ndarray, size: float, roundoff: float
+    gram: np.ndarray, l2: np.ndarray, minimum: QuadraticMinimum, size: float, roundoff: float
 ) -> float:
-    """How far from those of the minimum predictions may be because `gram` and `linear` are rounded.
+    """How far from those of the minimum predictions may be because the quadratic's products are rounded.
 
-    That is a root mean square; half of its square is how far above the minimum the objective may be. `coef`
-    is the minimum of the rounded quadratic, `size` the target's spread and `roundoff` the error of a product
-    of unit columns. Infinite where rounding hides which columns depend on each other.
+    That is a root mean square; half of its square is how far above the minimum the objective may be. `size`
+    is the target's spread and `roundoff` the error of a product of unit columns. Infinite where rounding
+    hides which columns depend on each other.
 
     With columns E of Gram matrix G_E, and an error e of the gradient, ``q = G_E^-1/2 e_E`` moves the
     residuals so that coefficients of E are stationary again; others stay where they rest if their slack is
     larger than ``|q|`` and their own error. Then the gap is at most ``|q|^2 / 2``.
     """
-    task = _task(gram, linear, penalty)
-    gradient = task.linear - task.hessian @ coef
-    up, down = task.pulls(coef, gradient)
-    slack = -np.maximum(up, down)
-    error = roundoff * (size + float(np.abs(coef).sum()))
+    error = roundoff * (size + float(np.abs(minimum.coef).sum()))
     reach = error
-    used = np.zeros(0, dtype=np.intp)
+    n_used = 0
     while True:
-        before = len(used)
-        used = (slack <= error + reach).nonzero()[0]
-        if len(used) == before:
-            return reach if len(used) else 0.0
-        root = task.root[used]
-        upper = _cholesky(task.hessian[used[:, None], used] / root[:, None] / root)
+        used = (minimum.pull >= -(error + reach)).nonzero()[0]
+        if len(used) == n_used:
+            return reach if n_used else 0.0
+        n_used = len(used)
+        block = gram[used[:, None], used] + np.diag(l2[used])
+        root = np.sqrt(block.diagonal())
+        upper = _cholesky(block / root[:, None] / root)
         smallest = 0.0 if upper is None else extreme_singular_values(np.triu(upper))[1] ** 2
-        if not smallest > 4 * len(used) * roundoff:
+        if not smallest > 4 * n_used * roundoff:
             return np.inf
-        reach = max(reach, error * math.sqrt(len(used) / (smallest - len(used) * roundoff)))
+        reach = max(reach, error * math.sqrt(n_used / (smallest - n_used * roundoff)))
 
 
 def first_order_gap(
-    gram: np.ndarray, linear: np.ndarray, penalty: Penalty, coef: np.ndarray, size: float, roundoff: float
+    value: float, penalty: Penalty, minimum: QuadraticMinimum, size: float, roundoff: float
 ) -> float:
     """A bound as `error_of_rounding`'s, of the objective, that needs no independent columns but a penalty.
 
     It is the sum of what pulls each coefficient, rounding included, times how far it may be from that of the
-    minimum, where no penalty is larger than the objective found. Infinite for free unpenalised coefficients.
+    minimum, where no penalty is larger than the `value` of the objective found. Infinite for free
+    unpenalised coefficients.
     """
-    task = _task(gram, linear, penalty)
-    product = task.hessian @ coef
+    coef = minimum.coef
     error = roundoff * (size + float(np.abs(coef).sum()))
-    pull = np.maximum(np.maximum(*task.pulls(coef, task.linear - product)) + error, 0.0)
-    square = size**2 - 2 * float(linear @ coef) + float(coef @ (gram @ coef))
-    value = max(square / 2, 0.0) + float(penalty.value(coef)) + error * size
+    pull = np.maximum(minimum.pull + error, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         largest = np.minimum(value / penalty.l1, np.sqrt(2 * value / penalty.l2))
         high, low = np.minimum(penalty.upper, largest), np.maximum(penalty.lower, -largest)
