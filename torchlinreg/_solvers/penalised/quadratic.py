@@ -158,10 +158,19 @@ def error_of_rounding(
         block = gram[used[:, None], used] + np.diag(l2[used])
         root = np.sqrt(block.diagonal())
         upper = _cholesky(block / root[:, None] / root)
-        smallest = 0.0 if upper is None else extreme_singular_values(np.triu(upper))[1] ** 2
+        smallest = 0.0 if upper is None else _smallest_square(upper)
         if not smallest > 4 * n_used * roundoff:
             return np.inf
         reach = max(reach, error * math.sqrt(n_used / (smallest - n_used * roundoff)))
+
+
+def _smallest_square(upper: np.ndarray) -> float:
+    """The square of the smallest singular value of a triangular factor, at least about."""
+    if len(upper) > UNTHREADED:
+        return extreme_singular_values(np.triu(upper))[1] ** 2
+    # One over the squared norm of the inverse, at most n times too small, in a tenth of the time of an SVD.
+    inverse = np.triu(lapack.dtrtri(upper.T, lower=1)[0].T)
+    return 1 / float((inverse**2).sum()) if len(upper) else 1.0
 
 
 def first_order_gap(
