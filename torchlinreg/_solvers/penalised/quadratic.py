@@ -117,7 +117,7 @@ def minimum_about(
 ) -> Descent:
     """Minimise ``d @ gram @ d / 2 - gradient @ d + penalty(origin + d)``; `gradient` is without the penalty.
 
-    `root`, with ``root.T @ root == gram``, takes the place of the Gram matrix where that is too inaccurate.
+    `root`, with ``root.T @ root == gram + diag(l2)``, takes its place where `gram` is too inaccurate.
     What an error of `gram` by the share r, as seen in any direction, makes of the gain is a share r of it.
     """
     task = _task_about(origin, gradient, gram, root, penalty)
@@ -409,12 +409,7 @@ def _task_about(
     origin: np.ndarray, gradient: np.ndarray, gram: np.ndarray, root: np.ndarray | None, penalty: Penalty
 ) -> _Task:
     task = _task(gram, gradient - penalty.l2 * origin, penalty)
-    triangle = root
-    if root is not None and penalty.l2.any():
-        triangle = _root_with_ridge(root, penalty.l2)
-    return replace(
-        task, lower=task.lower - origin, upper=task.upper - origin, zero=-origin, triangle=triangle
-    )
+    return replace(task, lower=task.lower - origin, upper=task.upper - origin, zero=-origin, triangle=root)
 
 
 @dataclass(frozen=True)

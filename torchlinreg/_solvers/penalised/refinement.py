@@ -8,7 +8,8 @@ above its minimum is then at most what the quadratic model of the objective expe
 whose maximiser d is the next step (proximal Newton; Lee, Sun, Saunders 2014, SIAM J. Optim. 24, 1420-1443).
 Where the model takes ``(1 - rate) H`` for H at least and ``(1 + rate) H`` at most, that is right up to the
 factor ``1 / (1 - rate)``: the Gram matrix is only a metric. One of float64 products serves up to a condition
-of about 1e7, a triangular root from a QR decomposition of the rows up to 1e14.
+of about 1e7; beyond, a root from QR decompositions of the rows, along the directions that the products do not
+resolve, serves up to 1e14.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from torchlinreg._solvers.penalised.units import in_units, in_users_units
 LARGEST_RATE = 0.1
 # Float64 products are a metric up to this share: a better one costs two passes, a step one.
 GRAM_RATE = 1e-2
+# Eigenvalues of unit columns from here on are those of directions along which float64 products are accurate.
+CLEAR = 1e-6
 # Steps mostly end after two or three: from 0, a condition of 1e12 needs four.
 MAX_STEPS = 10
 # A step that leaves more than this share of the gap met the rounding of the coefficients.
@@ -117,8 +120,8 @@ class Source(Protocol):
     def roundoff(self, depth: Depth) -> tuple[float, float]:
         """Relative errors of the residuals, and of their products with unit columns."""
 
-    def root(self) -> np.ndarray:
-        """``root.T @ root`` is the Gram matrix of the centred unit columns."""
+    def root(self, directions: np.ndarray) -> np.ndarray:
+        """``root.T @ root`` is the Gram matrix of these combinations of the centred unit columns."""
 
     @property
     def root_roundoff(self) -> float:
@@ -169,7 +172,7 @@ class OfRows:
         """See `Source`: that of Householder's QR decomposition, and of subtracting means."""
         return 4 * max(1, len(self.centred.kept)) ** 0.5 * EPS * self.centred.lengthened
 
-    def root(self) -> np.ndarray:
+    def root(self, directions: np.ndarray) -> np.ndarray:
         """See `Source`; a QR decomposition of each block, and of what blocks leave."""
         blocks = self.problem.blocks
         columns, kept = self.centred.columns, self.centred.kept
@@ -178,6 +181,7 @@ class OfRows:
             shift=torch.from_numpy(columns.shift[kept]).to(blocks.device),
             mean=torch.from_numpy((columns.mean / columns.scale)[kept]).to(blocks.device),
             unit=torch.from_numpy(self.centred.spread).to(blocks.device),
+            directions=torch.from_numpy(directions).to(blocks.device),
             weight_sum=self._weight_sum,
         )
         rows = max(SMALLEST_BLOCK, TALL * len(kept))
@@ -186,12 +190,13 @@ class OfRows:
 
 @dataclass(frozen=True)
 class _RootOf:
-    """The triangular factor of a block's centred unit columns."""
+    """The triangular factor of combinations of a block's centred unit columns."""
 
     kept: torch.Tensor
     shift: torch.Tensor
     mean: torch.Tensor  # about the shift, so that both differences are nearly exact
     unit: torch.Tensor
+    directions: torch.Tensor
     weight_sum: float
 
     def __call__(self, block: Block) -> torch.Tensor:
@@ -201,7 +206,7 @@ class _RootOf:
         rows /= self.unit
         weight = torch.ones_like(rows[:, 0]) if block.weight is None else block.weight
         rows *= (weight / self.weight_sum).sqrt()[:, None]
-        return torch.linalg.qr(rows, mode="r").R
+        return torch.linalg.qr(rows @ self.directions, mode="r").R
 
 
 def _merged_roots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -249,7 +254,7 @@ class OfMoments:
         products = self.moments.unit_roundoff * self.centred.lengthened**2
         return max(4 * (size * products) ** 0.5, 4 * size**0.5 * EPS)
 
-    def root(self) -> np.ndarray:
+    def root(self, directions: np.ndarray) -> np.ndarray:
         """See `Source`."""
         kept = self.centred.kept
         unit = self.centred.spread * self.centred.columns.scale[kept]
@@ -266,7 +271,7 @@ class OfMoments:
         upper, order, _ = dd.pivoted_cholesky(scatter, self.root_roundoff**2)
         root = np.empty_like(upper)
         root[:, order] = upper
-        return root * (power / unit)
+        return np.asarray(root * (power / unit) @ directions)
 
 
 def _measured(products: tuple[np.ndarray, np.ndarray], coef: tuple[np.ndarray, np.ndarray]) -> Measured:
@@ -282,30 +287,56 @@ def _measured(products: tuple[np.ndarray, np.ndarray], coef: tuple[np.ndarray, n
 
 @dataclass(frozen=True)
 class _Metric:
-    """The Gram matrix of unit columns, or a root of it, and how well it tells columns apart."""
+    """The Hessian as float64 products or a root of it, and how well it tells columns apart."""
 
-    gram: np.ndarray
     root: np.ndarray | None
-    smallest: float  # singular value in the directions that it resolves
+    smallest: float  # singular value in the directions that it resolves, of columns in units of their norms
     rate: float  # relative error there
     unresolved: float  # error in other directions, relative to the columns; 0 if there are none
 
 
 def _metric(data: Centred, source: Source, ridge: np.ndarray) -> _Metric:
-    """Float64 products where they are accurate enough, else a root of the rows."""
+    """Float64 products where they are accurate enough, else a root, from the rows where they are not.
+
+    Eigenvectors of the products split into those along which they are accurate, and others, along which rows
+    are decomposed. Products of one with the other are 0 but for rounding, which counts relative to both.
+    """
     size = len(data.kept)
     norm = np.sqrt(1 + ridge)
-    upper = cholesky((data.gram + np.diag(ridge)) / norm[:, None] / norm)
+    hessian = (data.gram + np.diag(ridge)) / norm[:, None] / norm
+    error = size * data.roundoff
+    upper = cholesky(hessian)
     smallest = 0.0 if upper is None else extreme_singular_values(upper)[1]
-    if size * data.roundoff <= GRAM_RATE * smallest**2:
-        return _Metric(data.gram, None, smallest, size * data.roundoff / smallest**2, 0.0)
-    root = source.root()
-    values = np.linalg.svd(np.concatenate([root, np.diag(np.sqrt(ridge))]) / norm, compute_uv=False)
-    least = source.root_roundoff / LARGEST_RATE
-    resolved = values[values > least]
-    smallest = float(resolved.min(initial=1.0))
-    unresolved = source.root_roundoff if len(resolved) < size else 0.0
-    return _Metric(root.T @ root, root, smallest, source.root_roundoff / smallest, unresolved)
+    if error <= GRAM_RATE * smallest**2:
+        return _Metric(None, smallest, error / smallest**2, 0.0)
+    values, vectors = np.linalg.eigh(hessian)
+    clear = values > max(CLEAR, error / GRAM_RATE)
+    metric = _split_metric(data, source, ridge, values[clear], vectors[:, clear], vectors[:, ~clear])
+    if metric.rate <= LARGEST_RATE or not clear.any():
+        return metric
+    return _split_metric(data, source, ridge, values[:0], vectors[:, :0], vectors)
+
+
+def _split_metric(
+    data: Centred,
+    source: Source,
+    ridge: np.ndarray,
+    values: np.ndarray,
+    accurate: np.ndarray,
+    others: np.ndarray,
+) -> _Metric:
+    norm = np.sqrt(1 + ridge)
+    of_ridge = (np.sqrt(ridge) / norm)[:, None] * others
+    left = np.linalg.qr(np.concatenate([source.root(others / norm[:, None]), of_ridge]), mode="r")
+    found = np.linalg.svd(left, compute_uv=False)
+    resolved = found[found > source.root_roundoff / LARGEST_RATE]
+    root = np.concatenate([np.sqrt(values)[:, None] * accurate.T, left @ others.T]) * norm
+    smallest = float(min(resolved.min(initial=1.0), np.sqrt(values.min(initial=1.0))))
+    error = source.root_roundoff
+    if len(values):
+        error += len(ridge) * data.roundoff / float(np.sqrt(values.min()))
+    unresolved = source.root_roundoff if len(resolved) < others.shape[1] else 0.0
+    return _Metric(root, smallest, error / smallest, unresolved)
 
 
 class Refined(NamedTuple):
@@ -342,6 +373,13 @@ def refine(
         done = (here.gaps <= np.minimum(enough, worth(here.values))).all()
         if done or not gap <= NO_PROGRESS * last or n_steps == limit:
             break
+        worse = here.values > _at_rest(problem, data).values
+        if n_steps == 0 and worse.any():
+            # Products that tell no columns apart may lead anywhere, and each step back gains but a few digits.
+            rest = _at_rest(problem, data)
+            coef = np.where(worse, rest.coef, coef)
+            intercept = np.where(worse, rest.intercept, intercept)
+            continue
         last = gap
         if problem.fit_intercept:
             intercept = intercept + (mean_residual - center @ (goal - coef))
@@ -406,7 +444,7 @@ def _look(
     part = problem.penalty.part(kept)
     for k, penalty in enumerate(inside):
         origin = coef[kept, k] * data.ratio(k)
-        descent = minimum_about(origin, by_columns[:, k], metric.gram, metric.root, penalty)
+        descent = minimum_about(origin, by_columns[:, k], data.gram, metric.root, penalty)
         moved = coef[kept, k] + descent.step / data.ratio(k)
         ends = in_users_units(descent.goal, penalty, part, data.spread, data.target[k])
         at_end = (descent.goal == 0) | (descent.goal == penalty.lower) | (descent.goal == penalty.upper)
@@ -442,16 +480,24 @@ def _better(a: Refined, b: Refined) -> Refined:
     return Refined(coef, intercept, values, gaps, a.n_passes)
 
 
-def _not_above_constants(problem: Problem, data: Centred, found: Refined) -> Refined:
-    """The models, or coefficients nearest to zero where their objectives are lower."""
-    penalty = problem.penalty
+def _at_rest(problem: Problem, data: Centred) -> Refined:
+    """The models of coefficients nearest to zero; where that is not 0, their objectives pass for infinite."""
+    penalty, columns = problem.penalty, data.columns
     rest = np.clip(0.0, penalty.lower, penalty.upper)
-    constant = 0.5 * (data.target_spread > 0)
-    worse = (found.values > constant) & (not rest.any())
+    coef = np.repeat(rest[:, None], len(data.target), axis=1)
+    intercept = columns.target_center - columns.center @ coef
+    values = np.where(rest.any(), np.inf, 0.5 * (data.target_spread > 0))
+    return Refined(coef, intercept, values, values, 0)
+
+
+def _not_above_constants(problem: Problem, data: Centred, found: Refined) -> Refined:
+    """The models, or the best constants where their objectives are lower and coefficients of 0 are allowed."""
+    constants = _at_rest(problem, data)
+    worse = found.values > constants.values
     if not worse.any():
         return found
-    return found._replace(
-        coef=np.where(worse, 0.0, found.coef),
-        intercept=np.where(worse, data.columns.target_center, found.intercept),
-        values=np.where(worse, constant, found.values),
+    coef, intercept, values = (
+        np.where(worse, new, old) for new, old in zip(constants[:3], found[:3], strict=True)
     )
+    gaps = np.where(worse, np.minimum(found.gaps, values), found.gaps)
+    return Refined(coef, intercept, values, gaps, found.n_passes)
