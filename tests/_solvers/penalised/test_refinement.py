@@ -286,3 +286,48 @@ def test_well_conditioned_rows_are_read_once(monkeypatch):
         solution = solve_active_set(Problem(as_row_blocks(X, y, None), penalty), TOL, None)
         assert solution.n_iter == 1
         assert 0 < solution.optimality < 1e-20
+
+
+@pytest.mark.cuda
+def test_rows_on_a_device():
+    X, y = shifted(1e9)
+    reg = TorchLinearRegressor(alpha=0.1, l1_ratio=1.0, device="cuda").fit(X, y)
+    check(X, y, elastic_net(0.1, 1.0, 3), reg.status_, reg.coef_, reg.intercept_)
+
+
+def test_a_start_far_above_the_best_constant():
+    """A minimum of float64 products, along columns that they do not tell apart, may be anywhere."""
+    X, y = shifted(1e11, n_samples=20)
+    unit = np.array([1e60, 1e-60, 1.0])
+    problem = Problem(as_row_blocks(X * unit, y, None), elastic_net(0.0, 1.0, 3, lower=-1e90))
+    data = refinement.centred(problem.standardised)
+    source = refinement.OfRows(problem, data)
+    far = np.array([[1e80], [0.0], [-1e80]]) / unit[:, None]
+    found = refinement.refine(problem, data, source, far, 10, 1e-16)
+    exact = ExactElasticNet(X * unit, y, problem.penalty)
+    assert gap(exact, found.coef[:, 0], found.intercept) < 1e-9
+
+
+def test_no_steps_from_far_above_the_best_constant():
+    X, y = shifted(1e9)
+    problem = Problem(as_row_blocks(X, y, None), elastic_net(0.1, 1.0, 3))
+    data = refinement.centred(problem.standardised)
+    found = refinement.refine(problem, data, refinement.OfRows(problem, data), np.full((3, 1), 1e3), 0, 1e-16)
+    assert not found.coef.any()
+    assert found.values <= 0.5
+    assert found.gaps <= 0.5
+    np.testing.assert_allclose(found.intercept, y.mean(), rtol=1e-14)
+
+
+def test_objectives_of_large_coefficients_that_cancel():
+    """Residuals of 1e-5 of terms of 1e12, over a weight sum that is no power of two."""
+    X, y = shifted(1e12, n_samples=4)  # which 3 coefficients and an intercept fit, but for rounding
+    weight = np.array([1.0, 1.0, 1.0, 2.0])
+    problem = Problem(as_row_blocks(X, y, weight), elastic_net(0.0, 1.0, 3, lower=-100.0))
+    solution = solve_active_set(problem, TOL, None)
+    data = refinement.centred(problem.standardised)
+    source = refinement.OfRows(problem, data)
+    found = refinement.refine(problem, data, source, solution.coef, 0, 1e-16)
+    exact = ExactElasticNet(X, y, problem.penalty, weight)
+    value = float(exact.objective(found.coef[:, 0], found.intercept) / exact.square)
+    np.testing.assert_allclose(found.values[0], value, rtol=1e-4)

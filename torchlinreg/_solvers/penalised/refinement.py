@@ -373,10 +373,10 @@ def refine(
         done = (here.gaps <= np.minimum(enough, worth(here.values))).all()
         if done or not gap <= NO_PROGRESS * last or n_steps == limit:
             break
-        worse = here.values > _at_rest(problem, data).values
+        rest = _at_rest(problem, data)
+        worse = here.values > rest.values
         if n_steps == 0 and worse.any():
-            # Products that tell no columns apart may lead anywhere, and each step back gains but a few digits.
-            rest = _at_rest(problem, data)
+            # Products that tell no columns apart lead anywhere, and each step back gains but a few digits.
             coef = np.where(worse, rest.coef, coef)
             intercept = np.where(worse, rest.intercept, intercept)
             continue
@@ -491,7 +491,7 @@ def _at_rest(problem: Problem, data: Centred) -> Refined:
 
 
 def _not_above_constants(problem: Problem, data: Centred, found: Refined) -> Refined:
-    """The models, or the best constants where their objectives are lower and coefficients of 0 are allowed."""
+    """The models, or the best constants where these are better and coefficients of 0 are allowed."""
     constants = _at_rest(problem, data)
     worse = found.values > constants.values
     if not worse.any():
