@@ -3,6 +3,9 @@
 With at least as many rows as features one pass gives the moments, and the rest is `minimise_quadratic`. With
 fewer rows, the p x p Gram matrix is never formed: working sets of columns are gathered and solved, and a pass
 over the rows finds the columns that do not satisfy the optimality conditions, until there are none.
+
+How far the objective may be above its minimum follows from the measured rounding of the products and the
+condition of the columns in use. Where that is above `tol`, `refine` improves and measures the fit on rows.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
 
 
 def solve_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
-    """The same from moments alone, whose rows may be gone; the problem has them in float64, too."""
+    """Minimise from moments alone, of rows that may be gone; the problem has them in float64, too."""
     source = OfMoments(moments, centred(problem.standardised), problem.fit_intercept)
     return _solve_by_moments(problem, tol, None, source)
 
