@@ -110,6 +110,7 @@ class Descent:
     goal: np.ndarray  # where it ends, exactly at zero and at bounds; shape: (n_features,)
     gain: float  # by how much the objective falls
     converged: bool
+    pull: np.ndarray  # that of `QuadraticMinimum`, at the goal
 
 
 def minimum_about(
@@ -131,7 +132,7 @@ def minimum_about(
     across = task.linear * step - task.kink * (np.abs(goal) - np.abs(origin))
     gain = float(np.where((origin > 0) == (goal > 0), along, across).sum())
     gain = max(gain - float(step @ task.product(step)) / 2, 0.0) + found.optimality
-    return Descent(step, goal, gain, found.converged)
+    return Descent(step, goal, gain, found.converged, found.pull)
 
 
 def error_of_rounding(

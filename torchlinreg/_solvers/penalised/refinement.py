@@ -53,6 +53,8 @@ SHARE_OF_ROUNDING = 1e-3
 # Rows are decomposed in blocks of this many times as many as there are columns.
 TALL = 8
 SMALLEST_BLOCK = 4096
+# Gradients at the end of a step are off by this many times the rounding of the root and its change, at most.
+SLACK = 10.0
 # In directions that rounding hides, coefficients of a minimum are at most so many times the largest found.
 LARGEST_COEF = 3.0
 
@@ -293,6 +295,18 @@ class _Metric:
     smallest: float  # singular value in the directions that it resolves, of columns in units of their norms
     rate: float  # relative error there
     unresolved: float  # error in other directions, relative to the columns; 0 if there are none
+    norm: np.ndarray  # of the columns, the ridge included
+
+    def over(self, used: np.ndarray) -> _Metric:
+        """The metric among some of the columns, where these alone tell its directions apart."""
+        if self.root is None or not self.unresolved:
+            return self
+        values = np.linalg.svd(self.root[:, used] / self.norm[used], compute_uv=False)
+        smallest = float(values.min(initial=1.0)) if len(used) <= len(self.root) else 0.0
+        if smallest * LARGEST_RATE <= self.unresolved:
+            return self
+        rate = self.rate * self.smallest / smallest
+        return _Metric(self.root, smallest, rate, 0.0, self.norm) if rate <= LARGEST_RATE else self
 
 
 def _metric(data: Centred, source: Source, ridge: np.ndarray) -> _Metric:
@@ -308,7 +322,7 @@ def _metric(data: Centred, source: Source, ridge: np.ndarray) -> _Metric:
     upper = cholesky(hessian)
     smallest = 0.0 if upper is None else extreme_singular_values(upper)[1]
     if error <= GRAM_RATE * smallest**2:
-        return _Metric(None, smallest, error / smallest**2, 0.0)
+        return _Metric(None, smallest, error / smallest**2, 0.0, norm)
     values, vectors = np.linalg.eigh(hessian)
     clear = values > max(CLEAR, error / GRAM_RATE)
     metric = _split_metric(data, source, ridge, values[clear], vectors[:, clear], vectors[:, ~clear])
@@ -336,7 +350,7 @@ def _split_metric(
     if len(values):
         error += len(ridge) * data.roundoff / float(np.sqrt(values.min()))
     unresolved = source.root_roundoff if len(resolved) < others.shape[1] else 0.0
-    return _Metric(root, smallest, error / smallest, unresolved)
+    return _Metric(root, smallest, error / smallest, unresolved, norm)
 
 
 class Refined(NamedTuple):
@@ -452,8 +466,12 @@ def _look(
         values[k] = square[k] / (data.target[k] * scale_y[k]) ** 2 / 2 + float(penalty.value(origin))
         size, before = (1 + float(np.abs(ends).sum()) for ends in (descent.goal, origin))
         gain = descent.gain + (mean_residual[k] / data.target[k]) ** 2 / 2
-        error = _error(data, source, metric, depth, size) + metric.unresolved * LARGEST_COEF * size
-        gap = float(np.sqrt(2 * gain / (1 - metric.rate)) + error) ** 2 / 2
+        # Coefficients that rest, by more than rounding may hide, do so at the minimum, too.
+        moved_by = float(np.abs(descent.step).sum()) + float(np.sqrt(2 * gain))
+        slack = SLACK * (source.root_roundoff * moved_by + _error(data, source, metric, depth, size))
+        among = metric.over((descent.pull >= -slack).nonzero()[0])
+        error = _error(data, source, among, depth, size) + among.unresolved * LARGEST_COEF * size
+        gap = float(np.sqrt(2 * gain / (1 - among.rate)) + error) ** 2 / 2
         # No objective is below 0.
         gaps[k] = min(
             gap if descent.converged else np.inf,
