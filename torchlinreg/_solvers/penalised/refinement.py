@@ -34,8 +34,8 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._solvers.penalised.quadratic import minimum_about
 from torchlinreg._solvers.penalised.units import in_units, in_users_units
 
-# A metric may be wrong by this share; refinement then gains a digit a step.
-LARGEST_RATE = 0.1
+# A metric may be wrong by this share: steps then halve the error at least.
+LARGEST_RATE = 0.5
 # Float64 products are a metric up to this share: a better one costs two passes, a step one.
 GRAM_RATE = 1e-2
 # Eigenvalues of unit columns from here on are those of directions along which float64 products are accurate.
@@ -43,7 +43,7 @@ CLEAR = 1e-6
 # Steps mostly end after two or three: from 0, a condition of 1e12 needs four.
 MAX_STEPS = 10
 # A step that leaves more than this share of the gap met the rounding of the coefficients.
-NO_PROGRESS = 0.1
+NO_PROGRESS = 0.5
 # Refinement goes on for so many digits of the objective, which may be far below that of the best constant,
 # unless it is rounding itself.
 DIGITS = 1e-14
