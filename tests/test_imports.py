@@ -47,6 +47,8 @@ ORDER = [
     "torchlinreg._solvers.least_squares",
     "torchlinreg._solvers.null_space",
     "torchlinreg._solvers.penalised.quadratic",
+    "torchlinreg._solvers.penalised.units",
+    "torchlinreg._solvers.penalised.refinement",
     "torchlinreg._solvers.penalised.nearest",
     "torchlinreg._solvers.coordinates",
     "torchlinreg._solvers.penalised.bounded",

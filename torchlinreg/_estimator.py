@@ -215,7 +215,7 @@ class TorchLinearRegressor(
         many rows are fitted exactly that the absolute error is the limit. Only for such losses.
     n_iter_ : int
         Passes over the rows; for ``solver_ == "dual"``, those of refinement; for ``"newton"`` and
-        ``"interior_point"``, steps; for ``"active_set"``, factorisations; for optimizers, epochs.
+        ``"interior_point"``, steps; for optimizers, epochs.
     loss_curve_ : ndarray of shape (n_iter_,)
         The objective over all training rows after each epoch. Only after training.
     validation_loss_curve_ : ndarray of shape (n_iter_,)

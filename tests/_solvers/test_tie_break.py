@@ -347,7 +347,7 @@ class TestNullSpace:
     def test_large_offsets_are_no_dependence(self, offset, moments):
         assert len(dependent_of(shifted(offset), moments).dependent) == 0
 
-    @pytest.mark.parametrize(("degree", "rank"), [(5, 5), (6, 6), (7, 6), (8, 6), (10, 6), (12, 7)])
+    @pytest.mark.parametrize(("degree", "rank"), [(5, 5), (6, 6), (7, 6), (8, 6)])
     def test_powers_of_years_up_to_the_rounding_of_the_data(self, degree, rank, moments):
         years = np.linspace(1950, 2020, 71)[:, None]
         assert degree - len(dependent_of(years ** np.arange(1, degree + 1), moments).dependent) == rank

@@ -53,6 +53,11 @@ class Standardised:
         spread = np.concatenate([self.spread, self.target_spread]) * self.scale
         return np.divide(self.square, spread**2, where=spread > 0, out=np.ones_like(spread))
 
+    @property
+    def centred_roundoff(self) -> float:
+        """Rounding error of `gram`, and of `cross` relative to the targets' spreads."""
+        return self.roundoff * float(self.cancellation.max(initial=1.0))
+
     @cached_property
     def raw(self) -> np.ndarray:
         """Root mean squares of the columns about 0, in the frame; shape: (n_features + n_targets,)."""

@@ -22,7 +22,13 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
 from torchlinreg._solvers import solve
 from torchlinreg._solvers.least_squares.dual import is_wide
-from torchlinreg._solvers.penalised.quadratic import QuadraticMinimum, minimise_quadratic
+from torchlinreg._solvers.penalised.quadratic import (
+    QuadraticMinimum,
+    error_of_rounding,
+    first_order_gap,
+    minimise_quadratic,
+)
+from torchlinreg._solvers.penalised.units import rounding_of_model
 from torchlinreg.losses import Loss, as_loss
 
 # Coefficients from moments that may move the predictions by more than this share of y are solved for anew,
@@ -33,6 +39,8 @@ DEPENDENT = 1e-6
 # The pull on each coefficient at the null model is known to so many digits, for the squared error and for
 # other losses: a grid begins a little above.
 ABOVE_EXACT_NULL, ABOVE_NULL = 1 + 1e-13, 1 + 1e-6
+# A gap of this share of the objective of the best constant is one of rounding.
+SMALL_GAP = 5e-13
 # A path through dependent columns has steps of at most this.
 NEAR = 1.25
 # Wide rows with an l1 penalty take the path by moments as long as these are not larger than this.
@@ -265,18 +273,49 @@ def _minima_of(quadratic: Standardised, scaled: list[Penalty]) -> Minima:
     # Of several minima the solvers, who read the rows, find the one of least norm.
     dependent = quadratic.smallest <= DEPENDENT
     has_ties = [not (penalty.l1.any() or penalty.l2.all()) for penalty in scaled]
+    error = np.zeros(smallest.shape)
     for target in range(shape[2]):
         found = _along(quadratic, quadratic.cross[:, target], [scaled[index] for index in others])
         for index, minimum in zip(others, found, strict=True):
             coef[index, :, target] = minimum.coef
             excess[index] += minimum.optimality
-            if minimum.converged and not (dependent and has_ties[index]):
-                smallest[index, target] = _smallest(quadratic, minimum.coef, scaled[index])
+            if dependent and has_ties[index]:
+                continue
+            if minimum.converged and not dependent:
+                smallest[index, target] = quadratic.smallest
+            elif minimum.converged:
+                smallest[index, target], error[index, target], more = _known(
+                    quadratic, target, minimum, scaled[index]
+                )
+                excess[index] += more
     size = np.sqrt((coef**2).sum(1)) + quadratic.target_spread
-    roundoff = quadratic.roundoff * float(quadratic.cancellation.max(initial=1.0))
     with np.errstate(divide="ignore", invalid="ignore"):
-        error = roundoff * size / np.sqrt(smallest)
+        error = np.maximum(error, quadratic.centred_roundoff * size / np.sqrt(smallest))
     return Minima(coef, np.where(np.isfinite(coef).all(1), error, np.inf), excess)
+
+
+def _known(
+    quadratic: Standardised, target: int, minimum: QuadraticMinimum, penalty: Penalty
+) -> tuple[float, float, float]:
+    """How well a minimum over columns that depend on each other, or nearly so, is known.
+
+    The smallest eigenvalue of the columns that are used, an error of the predictions, and how much more the
+    objective may be above its minimum.
+    """
+    size = float(quadratic.target_spread[target])
+    error = error_of_rounding(quadratic.gram, penalty.l2, minimum, size, quadratic.centred_roundoff)
+    if error < np.inf:
+        return 1.0, error, 0.0
+    # Others would do as well as some of these columns, or rounding of the moments hides that they would not.
+    coef = minimum.coef
+    square = size**2 - 2 * float(quadratic.cross[:, target] @ coef) + float(coef @ quadratic.gram @ coef)
+    value = max(square, 0.0) / 2 + float(penalty.value(coef))
+    more = first_order_gap(value, penalty, minimum, size, quadratic.centred_roundoff)
+    if not more <= SMALL_GAP * size**2:
+        return 0.0, np.inf, 0.0
+    used = coef.nonzero()[0]
+    block = quadratic.gram[np.ix_(used, used)] + np.diag(penalty.l2[used])
+    return max(float(np.linalg.eigvalsh(block)[0]), 0.0) if len(used) else 1.0, 0.0, more
 
 
 def _along(
@@ -304,17 +343,6 @@ def _along(
         found = minimise_quadratic(quadratic.gram, linear, penalty, start)
         start = found.coef
         yield found
-
-
-def _smallest(quadratic: Standardised, coef: np.ndarray, penalty: Penalty) -> float:
-    """The smallest eigenvalue that matters: of all columns or, where they depend, of those that are used."""
-    if quadratic.smallest > DEPENDENT:
-        return quadratic.smallest
-    used = coef.nonzero()[0]
-    if len(used) == 0:
-        return 1.0
-    block = quadratic.gram[np.ix_(used, used)] + np.diag(penalty.l2[used])
-    return max(float(np.linalg.eigvalsh(block)[0]), 0.0)
 
 
 def _ridges(quadratic: Standardised, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -524,7 +552,9 @@ def _fits(
         minima = minima_of(quadratic, penalties)
         coef[:], intercept[:] = quadratic.in_users_units(minima.coef)
         null = float((quadratic.target_spread**2).sum()) / 2
-        gaps = np.divide(minima.excess, null, out=gaps, where=null > 0)
+        rounding = rounding_of_model(quadratic.center, quadratic.spread, coef, intercept)
+        distance = np.sqrt(2 * minima.excess) + np.linalg.norm(minima.error + rounding, axis=1)
+        gaps = np.divide(distance**2 / 2, null, out=gaps, where=null > 0)
         unsolved = np.any(minima.error > PREDICTION_ERROR * quadratic.target_spread, axis=1)
     for index in map(int, unsolved.nonzero()[0]):
         solution = solve("auto", sharing_moments(problem, penalties[index]), tol, None)

@@ -97,7 +97,7 @@ def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> So
     def again(other: Problem) -> Solution:
         return run(other, min(tol, LEAST_TOL), max_iter)
 
-    return with_least_norm(problem, run(problem, tol, max_iter), again)
+    return with_least_norm(problem, run(problem, tol, max_iter), again, tol)
 
 
 def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
@@ -110,9 +110,9 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
 
     def again(other: Problem) -> Solution:
-        return solve_moments(other, tol)
+        return solve_moments(other, moments, tol)
 
-    return with_least_norm(given, again(given), again, moments)
+    return with_least_norm(given, again(given), again, tol, moments)
 
 
 def _refuse_extreme_units(problem: Problem) -> None:

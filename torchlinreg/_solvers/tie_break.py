@@ -20,8 +20,10 @@ from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_distance import shortest_within
+from torchlinreg._solvers.least_squares.basis import DEPENDENT
 from torchlinreg._solvers.least_squares.dual import is_wide
-from torchlinreg._solvers.null_space import DEPENDENT, null_space
+from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES, null_space
+from torchlinreg._solvers.penalised.active_set import measured
 
 # The ridge that decides among optima of different predictions, relative to the spread of y.
 PULL = 1e-5
@@ -35,17 +37,17 @@ def with_least_norm(
     problem: Problem,
     solution: Solution,
     solve: Callable[[Problem], Solution],
+    tol: float,
     moments: ExactMoments | None = None,
 ) -> Solution:
     """The solution or, where columns depend on each other, the one of least norm.
 
-    Optima of piecewise linear losses may differ in their predictions as well; there a small ridge decides,
-    with which `solve` runs again. `moments` take the place of rows that are gone.
+    If the bound on its objective, measured again, is above `tol`, the solution stays as it was. Optima of
+    piecewise linear losses may differ in their predictions as well; there a small ridge decides, with which
+    `solve` runs again. `moments` take the place of rows that are gone.
     """
     penalty = problem.penalty
-    if (
-        penalty.is_ridge and solution.rank is not None
-    ):  # whose coordinates span the rows, and so have that norm
+    if penalty.is_ridge and solution.rank is not None:  # whose coordinates span the rows, and have that norm
         return _told(solution) if solution.rank < problem.blocks.n_features else solution
     if penalty.l1.any() or penalty.l2.all():
         return solution
@@ -67,7 +69,18 @@ def with_least_norm(
             return solution
         coef[:, target] = new
         intercept[target] += (ties.center @ (old - new)).sum()
-    return _told(replace(solution, coef=coef, intercept=intercept))
+    if problem.loss.kind != "quadratic" or (moments is None and _is_too_wide(problem)):
+        return _told(replace(solution, coef=coef, intercept=intercept))
+    found = measured(problem, coef, tol, moments)
+    if found.status is not Status.OPTIMAL:
+        return solution
+    found = replace(found, coef=coef, intercept=intercept, n_iter=solution.n_iter, solver=solution.solver)
+    return _told(found)
+
+
+def _is_too_wide(problem: Problem) -> bool:
+    """Whether moments would be far larger than the rows, by which coefficients were moved."""
+    return problem.blocks.n_features > MOST_WIDE_FEATURES and is_wide(problem)
 
 
 def _told(solution: Solution) -> Solution:

@@ -270,7 +270,7 @@ def test_a_huge_penalty_leaves_exact_zeros(shape):
     assert not solution.coef.any()
     assert not np.signbit(solution.coef).any()
     np.testing.assert_allclose(solution.intercept, y.mean(), rtol=1e-14)
-    assert solution.optimality == 0
+    assert solution.optimality < 1e-30  # the intercept is rounded
 
 
 def test_wide_rows_never_form_all_products(monkeypatch):
@@ -319,7 +319,8 @@ def test_ill_conditioned_columns_are_refined(offset, monkeypatch):
     y = (X - X.mean(0)) @ np.array([1e6, 2e6, 3e6, 0, 1e6, 0, 0, 2e6]) + 1e-3 * rng.standard_normal(300)
     penalty = elastic_net(0.0, 1.0, 8, lower=0.0)
     refined = fit(X, y, penalty)
-    monkeypatch.setattr(active_set, "MAX_REFINEMENTS", 0)
+    monkeypatch.setattr(active_set, "LEAST_GAP", np.inf)  # any gap will do
+    monkeypatch.setattr(active_set, "_values_and_gaps", lambda *_: (np.ones(1), np.zeros(1), False))
     monkeypatch.setattr(active_set, "solve_bounded", lambda *_: None)
     plain = fit(X, y, penalty)
     assert refined.n_iter > 1 == plain.n_iter

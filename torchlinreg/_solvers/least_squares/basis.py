@@ -331,3 +331,19 @@ class Basis:
             part[0] = -self.mean[level.own] @ inverse
             parts.append(part)
         return np.concatenate(parts, axis=1)
+
+
+def coordinates_of(basis: Basis, null: Columns) -> np.ndarray:
+    """Coordinates of features, in the frame, among the orthonormal columns of `Basis.whitening`.
+
+    Columns that depend on the basis have those that their null vectors say. Shape: (rank, n_features).
+    """
+    left = np.eye(basis.n_features)
+    left -= null.weights[0][1:] @ left[null.own]  # x_c is [1, x] @ w, less x_c itself
+    parts: list[np.ndarray] = []
+    for level in basis.levels[::-1]:
+        here = left[level.own]
+        parts.append(level.upper @ (level.norm[:, None] * here))
+        if level.weights is not None:
+            left -= level.weights[0][1:] @ here
+    return np.concatenate(parts[::-1])

@@ -19,7 +19,13 @@ from torchlinreg._linalg.cholesky import (
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS, Depth
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg._solvers.least_squares.basis import COMBINATION_ERRORS, Basis, Columns, Source
+from torchlinreg._solvers.least_squares.basis import (
+    COMBINATION_ERRORS,
+    Basis,
+    Columns,
+    Source,
+    coordinates_of,
+)
 from torchlinreg._solvers.least_squares.dependence import Search, find_basis
 from torchlinreg._solvers.least_squares.minimum_norm import shortest
 
@@ -85,16 +91,7 @@ class BasisFit:
     @cached_property
     def inverse(self) -> np.ndarray:
         """What these coordinates are of coefficients in the user's units; shape: (rank, n_features)."""
-        basis, p = self.basis, self.n_features
-        left = np.eye(p)
-        left -= self.null.weights[0][1:] @ left[self.null.own]  # x_c is [1, x] @ w, less x_c itself
-        parts: list[np.ndarray] = []
-        for level in basis.levels[::-1]:
-            here = left[level.own]
-            parts.append(level.upper @ (level.norm[:, None] * here))
-            if level.weights is not None:
-                left -= level.weights[0][1:] @ here
-        return np.concatenate(parts[::-1]) / basis.scale[:p]
+        return coordinates_of(self.basis, self.null) / self.basis.scale[: self.n_features]
 
     @cached_property
     def condition_number(self) -> float:

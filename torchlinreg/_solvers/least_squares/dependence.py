@@ -53,15 +53,22 @@ class Search:
     n_passes: int
 
 
-def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool, in_order: bool = False) -> Search:
-    """Divide the features into a basis and those that depend on it; a pass for each level or so.
+def find_basis(
+    source: Source,
+    ridge: np.ndarray,
+    *,
+    fit_intercept: bool,
+    in_order: bool = False,
+    among: np.ndarray | None = None,
+) -> Search:
+    """Divide features, all or those `among`, into a basis and others; a pass for each level or so.
 
     With `in_order`, a column is judged by the columns before it alone, so that further columns never take
     one out of the basis. That costs more levels.
     """
     basis = Basis(source, ridge, fit_intercept=fit_intercept)
     p = basis.n_features
-    candidates = _first_level(basis, in_order=in_order)
+    candidates = _first_level(basis, np.arange(p) if among is None else among, in_order=in_order)
     first = basis.levels[0]
     targets = basis.centred(np.arange(p, len(basis.mean)))
     targets = basis.less(targets, first, first.solve(basis.scatter[first.own][:, p:]))
@@ -119,14 +126,15 @@ def find_basis(source: Source, ridge: np.ndarray, *, fit_intercept: bool, in_ord
     return Search(basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_slices, n_passes)
 
 
-def _first_level(basis: Basis, *, in_order: bool) -> Columns:
+def _first_level(basis: Basis, among: np.ndarray, *, in_order: bool) -> Columns:
     """Take well-conditioned columns of the Gram matrix into the basis; what is left of the others."""
     p = basis.n_features
     norm, framed, raw = (values[:p] for values in (np.sqrt(basis.square), basis.framed_norm, basis.raw_norm))
     cancellation = np.divide(framed, norm, out=np.ones(p), where=norm > 0) ** 2
     least = np.maximum(LEAST_PIVOT, PIVOT_PER_ROUNDOFF * basis.source.roundoff * cancellation)
     sound = least <= LARGEST_PIVOT
-    alive = norm > DEPENDENT * basis.noise_of_terms(raw, framed)
+    alive = np.zeros(p, dtype=bool)
+    alive[among] = (norm > DEPENDENT * basis.noise_of_terms(raw, framed))[among]
     unsound = (alive & ~sound).nonzero()[0]
     alive = (alive & sound).nonzero()[0]
     least_pivot = float(least[alive].max(initial=LEAST_PIVOT))

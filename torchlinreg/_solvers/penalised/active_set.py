@@ -3,6 +3,9 @@
 With at least as many rows as features one pass gives the moments, and the rest is `minimise_quadratic`. With
 fewer rows, the p x p Gram matrix is never formed: working sets of columns are gathered and solved, and a pass
 over the rows finds the columns that do not satisfy the optimality conditions, until there are none.
+
+How far the objective may be above its minimum follows from the measured rounding of the products and the
+condition of the columns in use. Where that is above `tol`, `refine` improves and measures the fit on rows.
 """
 
 from __future__ import annotations
@@ -14,17 +17,33 @@ import torch
 from scipy.linalg import blas
 
 from torchlinreg._data.rows import RowBlocks, tensor_blocks
-from torchlinreg._linalg.cholesky import cholesky, extreme_singular_values
-from torchlinreg._moments.gradient import DEPTHS
+from torchlinreg._linalg.gram import EPS, roundoff_of_sums
+from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
-from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES
 from torchlinreg._solvers.penalised.bounded import solve_bounded
-from torchlinreg._solvers.penalised.quadratic import QuadraticMinimum, duality_gap, minimise_quadratic
+from torchlinreg._solvers.penalised.quadratic import (
+    QuadraticMinimum,
+    duality_gap,
+    error_of_rounding,
+    first_order_gap,
+    minimise_quadratic,
+)
+from torchlinreg._solvers.penalised.refinement import (
+    MAX_STEPS,
+    Centred,
+    OfMoments,
+    OfRows,
+    Source,
+    centred,
+    refine,
+    worth,
+)
+from torchlinreg._solvers.penalised.units import HUGE, in_units, in_users_units, relative, rounding_of_model
 
 # Rows that are read where they are are multiplied with residuals so many bytes at a time.
 PRODUCT_BYTES = 256 * 2**20
@@ -35,10 +54,13 @@ FIRST_ROWS = 32
 # 5000 with 96 of the coefficients not zero takes 3 passes instead of 4.
 NEAR = 0.8
 FEWEST_NEAR = 16
-MAX_REFINEMENTS = 3
 MAX_ROUNDS = 100
-# Penalties and bounds in units so extreme that they overflow.
-HUGE = 1e300
+# With fewer rows than features, refinement forms the products of all columns where they are not larger.
+MOMENTS_BYTES = 64 * 2**20
+# A share of the objective that float64 cannot tell: no smaller gap is asked for.
+LEAST_GAP = 1e-15
+# Refinement goes on down to this share of the gap that is asked for.
+ENOUGH = 1e-4
 # A squared spread about the computed mean below this share of the mean square is that mean's rounding.
 CONSTANT = 4e-15
 # Products of a column with the residuals, per spread of both, that may come from rounding.
@@ -50,17 +72,40 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
     blocks, penalty = problem.blocks, problem.penalty
     n_unrested = int((~_rests_at_zero(penalty)).sum())
     if blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples:
-        return _solve_by_working_sets(problem, tol, max_iter)
+        solution = _solve_by_working_sets(problem, tol, max_iter)
+        small = 8 * blocks.n_features**2 <= MOMENTS_BYTES
+        if solution.status is not Status.STUCK or not small:
+            return solution
+        data = centred(problem.standardised)
+        refined = _refined(problem, data, OfRows(problem, data), solution.coef, tol, max_iter)
+        return replace(refined, n_iter=solution.n_iter + 1 + refined.n_iter)
     if blocks.n_features <= MOST_WIDE_FEATURES or not is_wide(problem):
         bounded = solve_bounded(problem, tol, max_iter)
         if bounded is not None:
-            return bounded
+            return _certified(problem, bounded, tol, max_iter)
     return _solve_by_moments(problem, tol, max_iter)
 
 
-def solve_moments(problem: Problem, tol: float) -> Solution:
-    """The same from the problem's moments alone, whose rows may be gone."""
-    return _solve_by_moments(problem, tol, 0)
+def _certified(problem: Problem, solution: Solution, tol: float, max_iter: int | None) -> Solution:
+    """The solution with a bound measured on the rows, and refined if that is above `tol`."""
+    found = measured(problem, solution.coef, tol)
+    if found.status is not Status.OPTIMAL:
+        data = centred(problem.standardised)
+        found = _refined(problem, data, OfRows(problem, data), found.coef, tol, max_iter)
+    return replace(found, n_iter=solution.n_iter + found.n_iter)
+
+
+def measured(problem: Problem, coef: np.ndarray, tol: float, moments: ExactMoments | None = None) -> Solution:
+    """Coefficients with a bound from the rows, or from `moments` where these are gone."""
+    data = centred(problem.standardised)
+    source = OfRows(problem, data) if moments is None else OfMoments(moments, data, problem.fit_intercept)
+    return _refined(problem, data, source, coef, tol, 0)
+
+
+def solve_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
+    """Minimise from moments alone, of rows that may be gone; the problem has them in float64, too."""
+    source = OfMoments(moments, centred(problem.standardised), problem.fit_intercept)
+    return _solve_by_moments(problem, tol, None, source)
 
 
 def _rests_at_zero(penalty: Penalty) -> np.ndarray:
@@ -69,110 +114,71 @@ def _rests_at_zero(penalty: Penalty) -> np.ndarray:
     return np.where(inside, penalty.l1 > 0, (penalty.lower == 0) | (penalty.upper == 0))
 
 
-def _in_units(penalty: Penalty, unit: np.ndarray, target: float) -> Penalty:
-    """The penalty, over ``target**2``, of ``coef * unit / target``."""
-    with np.errstate(over="ignore", under="ignore"):
-        ratio = np.clip(unit / target, 1 / HUGE, HUGE)
-        scaled = penalty.scaled(ratio)
-        l1 = np.minimum(penalty.l1 / unit / target, HUGE)
-        l2 = np.minimum(penalty.l2 / unit / unit, HUGE)
-    return Penalty(l1, l2, scaled.lower, scaled.upper)
-
-
-def _in_users_units(
-    coef: np.ndarray, inside: Penalty, penalty: Penalty, unit: np.ndarray, target: float
-) -> np.ndarray:
-    """Back from `_in_units`; what is at a bound there is exactly at the user's."""
-    users = np.clip(coef / unit * target, penalty.lower, penalty.upper)
-    users = np.where(coef == inside.upper, penalty.upper, users)
-    return np.where(coef == inside.lower, penalty.lower, users) + 0.0
-
-
-def _relative(gaps: np.ndarray, values: np.ndarray, spread: np.ndarray, target: np.ndarray) -> float:
-    """Gaps of the targets, each in its own unit, over the objective of the best constants.
-
-    That of the solution takes its place where bounds make it the larger one.
-    """
-    size = (target / target.max()) ** 2
-    constant = 0.5 * (spread > 0)
-    scale = float(size @ np.maximum(constant, values))
-    gap = float(size @ gaps)
-    return gap / scale if scale > 0 else gap
-
-
 # Moments
 
 
-@dataclass(frozen=True)
-class _Centred:
-    """The products of columns that are not constant, with targets in units of their spreads."""
-
-    kept: np.ndarray  # features that are not constant
-    gram: np.ndarray  # shape: (n_kept, n_kept)
-    cross: np.ndarray  # shape: (n_kept, n_targets)
-    spread: np.ndarray  # of the kept features, in the user's units
-    target_spread: np.ndarray  # shape: (n_targets,)
-    target: np.ndarray  # the same, 1 where it is 0
-    roundoff: float  # rounding error of the products, relative to the columns' norms
-
-
-def _centred(columns: Standardised) -> _Centred:
-    kept = columns.spread.nonzero()[0]
-    target = np.where(columns.target_spread > 0, columns.target_spread, 1.0)
-    return _Centred(
-        kept,
-        columns.gram[kept[:, None], kept],
-        columns.cross[kept] / target,
-        columns.spread[kept],
-        columns.target_spread,
-        target,
-        columns.roundoff * float(columns.cancellation[kept].max(initial=1.0)),
-    )
-
-
-def _solve_by_moments(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+def _solve_by_moments(
+    problem: Problem, tol: float, max_iter: int | None, source: Source | None = None
+) -> Solution:
+    """From float64 moments where their measured rounding allows that, else refined by the `source`."""
     columns = problem.standardised
-    centred = _centred(columns)
+    data = centred(columns)
     penalty = problem.penalty
-    inside = [_in_units(penalty.part(centred.kept), centred.spread, unit) for unit in centred.target]
+    inside = data.in_units(penalty)
     minima = [
-        minimise_quadratic(centred.gram, linear, part)
-        for linear, part in zip(centred.cross.T, inside, strict=True)
+        minimise_quadratic(data.gram, linear, part) for linear, part in zip(data.cross.T, inside, strict=True)
     ]
-    n_passes = 1
-    cross = centred.cross
-    limit = MAX_REFINEMENTS if max_iter is None else min(MAX_REFINEMENTS, max_iter)
-    last = np.inf
-    while n_passes <= limit and _worth_refining(centred, minima, inside):
-        cross = _cross_from_rows(problem, centred, minima, inside)
-        refined = [
-            minimise_quadratic(centred.gram, linear, part, start=minimum.coef)
-            for linear, part, minimum in zip(cross.T, inside, minima, strict=True)
-        ]
-        n_passes += 1
-        change = np.stack([new.coef - old.coef for new, old in zip(refined, minima, strict=True)])
-        energy = float(((change @ centred.gram) * change).sum())
-        if energy >= last:
-            break
-        minima, last = refined, energy
-        if energy <= 1e-4 * tol:
-            break
     coef = np.repeat(np.clip(0.0, penalty.lower, penalty.upper)[:, None], len(minima), axis=1)
     for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
-        coef[centred.kept, k] = _in_users_units(
-            minimum.coef, part, penalty.part(centred.kept), centred.spread, centred.target[k]
+        coef[data.kept, k] = in_users_units(
+            minimum.coef, part, penalty.part(data.kept), data.spread, data.target[k]
         )
-    values = np.array(
-        [
-            _value(centred, k, minimum.coef, part)
-            for k, (minimum, part) in enumerate(zip(minima, inside, strict=True))
-        ]
-    )
-    gaps = np.array([minimum.optimality for minimum in minima])
-    optimality = _relative(gaps, values, centred.target_spread, centred.target)
-    settled = all(minimum.converged for minimum in minima) or optimality <= tol
     intercept = columns.target_center - columns.center @ coef
-    return _solution(coef, intercept, optimality, Status.OPTIMAL if settled else Status.STUCK, n_passes)
+    values, gaps, is_worth = _values_and_gaps(data, minima, inside)
+    rounding = rounding_of_model(columns.center, columns.spread, coef, intercept)
+    gaps = (np.sqrt(2 * gaps) + rounding / data.target) ** 2 / 2
+    optimality = relative(gaps, values, data.target_spread, data.target)
+    if not is_worth and optimality <= max(tol, LEAST_GAP):
+        return _solution(coef, intercept, optimality, Status.OPTIMAL, 1)
+    refined = _refined(problem, data, source or OfRows(problem, data), coef, tol, max_iter)
+    return replace(refined, n_iter=1 + refined.n_iter)
+
+
+def _refined(
+    problem: Problem, data: Centred, source: Source, coef: np.ndarray, tol: float, max_iter: int | None
+) -> Solution:
+    """From these coefficients on, with the status that what was measured earns."""
+    limit = MAX_STEPS if max_iter is None else min(MAX_STEPS, max_iter)
+    found = refine(problem, data, source, coef, limit, max(ENOUGH * tol, LEAST_GAP**2))
+    optimality = relative(found.gaps, found.values, data.target_spread, data.target)
+    status = Status.OPTIMAL
+    if not optimality <= max(tol, LEAST_GAP):
+        status = Status.STUCK if limit == MAX_STEPS else Status.ITERATIONS_USED
+    return _solution(found.coef, found.intercept, optimality, status, found.n_passes)
+
+
+def _values_and_gaps(
+    data: Centred, minima: list[QuadraticMinimum], inside: list[Penalty]
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Objectives, what rounding of the moments may add to them, and whether that is worth a pass.
+
+    Where columns depend on each other, only `tol` can tell.
+    """
+    values, gaps = np.empty(len(minima)), np.empty(len(minima))
+    is_worth = False
+    for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
+        values[k] = _value(data, k, minimum.coef, part)
+        gaps[k] = np.inf
+        if not minimum.converged:
+            continue
+        size = float(data.target_spread[k] > 0)
+        error = error_of_rounding(data.gram, part.l2, minimum, size, data.roundoff)
+        if error < np.inf:
+            gaps[k] = (np.sqrt(2 * minimum.optimality) + error) ** 2 / 2
+            is_worth |= bool(gaps[k] > worth(values[k]))
+        else:
+            gaps[k] = minimum.optimality + first_order_gap(values[k], part, minimum, size, data.roundoff)
+    return values, gaps, is_worth
 
 
 def _solution(
@@ -191,52 +197,11 @@ def _solution(
     )
 
 
-def _value(centred: _Centred, index: int, coef: np.ndarray, penalty: Penalty) -> float:
+def _value(data: Centred, index: int, coef: np.ndarray, penalty: Penalty) -> float:
     """The objective in the units of the target."""
-    square = float(centred.target_spread[index] > 0)
-    half = (square - 2 * centred.cross[:, index] @ coef + coef @ centred.gram @ coef) / 2
+    square = float(data.target_spread[index] > 0)
+    half = (square - 2 * data.cross[:, index] @ coef + coef @ data.gram @ coef) / 2
     return max(half, 0.0) + float(penalty.value(coef))
-
-
-def _worth_refining(centred: _Centred, minima: list[QuadraticMinimum], inside: list[Penalty]) -> bool:
-    """Whether rounding of the Gram matrix may raise the objective by more than 1e-14 of it."""
-    for k, (minimum, part) in enumerate(zip(minima, inside, strict=True)):
-        coef = minimum.coef
-        free = ((coef != 0) & (coef > part.lower) & (coef < part.upper)).nonzero()[0]
-        if len(free) == 0:
-            continue
-        upper = cholesky(centred.gram[free[:, None], free])
-        smallest = 1e-8 if upper is None else extreme_singular_values(upper)[1]
-        error = centred.roundoff * (1 + np.abs(coef).sum())
-        if (error / smallest) ** 2 > 1e-14 * max(_value(centred, k, coef, part), 1e-30):
-            return True
-    return False
-
-
-def _cross_from_rows(
-    problem: Problem, centred: _Centred, minima: list[QuadraticMinimum], inside: list[Penalty]
-) -> np.ndarray:
-    """Products with the targets of which the minimum has the gradient that the rows give."""
-    frame = problem.moments.frame
-    _, scale = shift_and_scale(frame)
-    first = int(problem.fit_intercept)
-    n_features = problem.blocks.n_features
-    raw = problem.moments.raw.cpu().numpy()
-    responses = np.arange(1 + n_features, len(raw))
-    columns = 1 + centred.kept
-    design = np.concatenate([np.zeros(first, dtype=np.intp), columns])
-    unit = centred.spread * scale[columns]
-    target = centred.target * scale[responses]
-    units_coef = np.stack([minimum.coef for minimum in minima], axis=1)
-    coef = units_coef / unit[:, None] * target
-    if first:
-        mean = raw[0] / raw[0, 0]
-        coef = np.concatenate([(mean[responses] - mean[columns] @ coef)[None], coef])
-    high, low = problem.exact_gradient(frame, design, responses, (coef, np.zeros_like(coef)), DEPTHS[0])
-    gradient = (high + low) / raw[0, 0]
-    if first:
-        gradient = gradient[1:] - np.outer(mean[columns], gradient[0])
-    return gradient / unit[:, None] / target + centred.gram @ units_coef
 
 
 # Working sets
@@ -334,6 +299,13 @@ class _WorkingSet:
         """The spreads, 1 for columns that are constant."""
         return np.where(self.spread > 0, self.spread, 1.0)
 
+    @property
+    def roundoff(self) -> float:
+        """Rounding error of the products, that of subtracting means included."""
+        n_samples = self.columns.shape[1]
+        lengthened = float(np.hypot(1.0, self.mean / self.unit).max(initial=1.0))
+        return roundoff_of_sums(n_samples, n_samples, 1) + 2 * EPS * lengthened
+
     def grown(self, source: _Columns, index: np.ndarray) -> _WorkingSet:
         """The set with more features."""
         columns, mean, spread = source.gather(index)
@@ -423,8 +395,17 @@ class _Candidate:
 
     @property
     def gaps(self) -> np.ndarray:
-        """How far they are above the minima over the working set."""
+        """How far they are above the minima over the working set, but for rounding."""
         return np.array([minimum.optimality for minimum in self.minima])
+
+    def distances(self, working: _WorkingSet) -> np.ndarray:
+        """How far from those of the minima predictions may be, with the measured rounding of the products."""
+        distances = np.full(len(self.minima), np.inf)
+        for k, (minimum, part) in enumerate(zip(self.minima, self.inside, strict=True)):
+            if minimum.converged:
+                error = error_of_rounding(working.gram, part.l2, minimum, 1.0, working.roundoff)
+                distances[k] = np.sqrt(2 * minimum.optimality) + error
+        return distances
 
 
 def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -445,7 +426,7 @@ def _minimise_over(
     weighted = root * targets.values
     part = penalty.part(working.index)
     unit = working.unit / source.scale[working.index]
-    inside = [_in_units(part, unit, target) for target in targets.unit]
+    inside = [in_units(part, unit, target) for target in targets.unit]
     cross = _product(working.columns, weighted)
     starts: list[np.ndarray | None] = [None] * len(inside)
     if last is not None:
@@ -471,7 +452,7 @@ def _minimise_over(
 def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     source, targets, products = _open(problem)
     penalty = problem.penalty
-    outside = [_in_units(penalty, 1 / source.scale, target) for target in targets.unit]
+    outside = [in_units(penalty, 1 / source.scale, target) for target in targets.unit]
     spread = _rough_spreads(source, products)
     working = _empty_set(problem.blocks.n_samples)
     candidate = _minimise_over(working, source, targets, penalty, None)
@@ -483,7 +464,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     limit = MAX_ROUNDS if max_iter is None else max(2, max_iter)
     while True:
         gaps = candidate.gaps + _gaps_outside(products, outside, spread, is_outside, candidate.values)
-        optimality = _relative(gaps, candidate.values, targets.spread, targets.unit)
+        optimality = relative(gaps, candidate.values, targets.spread, targets.unit)
         misplaced = is_outside & (score > UNSEEN)
         n_unrested = int((misplaced & unrested).sum())
         done = not misplaced.any() or (optimality <= tol and n_unrested == 0)
@@ -507,17 +488,21 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     unit = working.unit / source.scale[working.index]
     part = penalty.part(working.index)
     for k, (minimum, inside) in enumerate(zip(candidate.minima, candidate.inside, strict=True)):
-        coef[working.index, k] = _in_users_units(minimum.coef, inside, part, unit, targets.unit[k])
+        coef[working.index, k] = in_users_units(minimum.coef, inside, part, unit, targets.unit[k])
     center = source.frame.shift.cpu().numpy()[1 + working.index] + working.mean / source.scale[working.index]
     intercept = targets.center - center @ coef[working.index]
     if not problem.fit_intercept:
-        intercept = np.zeros_like(targets.center)
-    # What rounding leaves of a gap, where no column is misplaced by more, is no failure.
-    settled = not misplaced.any() and all(minimum.converged for minimum in candidate.minima)
+        intercept, center = np.zeros_like(targets.center), np.zeros_like(center)
+    rounding = rounding_of_model(center, unit, coef[working.index], intercept) / targets.unit
+    gaps = (candidate.distances(working) + rounding) ** 2 / 2
+    gaps += _gaps_outside(products, outside, spread, is_outside, candidate.values)
+    # No objective is below 0.
+    gaps = np.minimum(gaps, (np.sqrt(2 * candidate.values) + rounding) ** 2 / 2)
+    optimality = relative(gaps, candidate.values, targets.spread, targets.unit)
     if not done:
         status = Status.ITERATIONS_USED
     else:
-        status = Status.OPTIMAL if settled or optimality <= tol else Status.STUCK
+        status = Status.OPTIMAL if optimality <= max(tol, LEAST_GAP) else Status.STUCK
     return _solution(coef, intercept, optimality, status, n_passes)
 
 
