@@ -169,6 +169,7 @@ class UpperGram:
                 independent = max(independent, _roundoff_of_uneven_sums(buffer.length, n_even, n_fills))
         return Product(buffer.total(), max(independent, drift))
 
+    @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity show in the product
     def _small_product(
         self, n_rows: int, write: Callable[[slice, torch.Tensor], object], *, measured: bool
     ) -> Product:
@@ -247,10 +248,9 @@ def _products_of_stacks(stacks: np.ndarray) -> np.ndarray:
         same = torch.from_numpy(stacks)
         products: np.ndarray = torch.bmm(same.mT, same).numpy()
         return products
-    with np.errstate(invalid="ignore", over="ignore"):
-        if len(stacks) == 1:
-            return (stacks[0].T @ stacks[0])[None]
-        return np.matmul(stacks.transpose(0, 2, 1), stacks)
+    if len(stacks) == 1:
+        return (stacks[0].T @ stacks[0])[None]
+    return np.matmul(stacks.transpose(0, 2, 1), stacks)
 
 
 def _n_even(squares: np.ndarray) -> float:

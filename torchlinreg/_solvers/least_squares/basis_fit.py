@@ -325,7 +325,7 @@ def _refine(
     gains = _norms(basis, basis.whitening())[:, None]
     slowest = max(LEAST_RATE, *(2 * level.blur for level in basis.levels))
     depth, floor = _depth(basis, gains, coef, residual_norm)
-    previous, active = size.copy(), np.arange(k + n_null)
+    previous, active = size.copy(), np.arange(k + n_null if len(design) else 0)
     left = np.zeros(k + n_null)
     n_passes = 0
     while n_passes < limit and len(active):
