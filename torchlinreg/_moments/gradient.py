@@ -129,11 +129,12 @@ class GradientOf:
         return gradient[self._design].cpu().numpy(), error[self._design].cpu().numpy()
 
 
-def sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
+def sums_over_rows(X: torch.Tensor, residual: torch.Tensor, *, counts_nonzero: bool = False) -> GradientSums:
     """Sums of the residuals and of their products with X, in stacks as short as a Gram matrix's.
 
     A stack of `length` products that sum to g in sequence, at worst at a steady rate, has a deviation of
-    ``sqrt(length) |g|`` (see `roundoff_of_sums`), and adding up the stacks less than that.
+    ``sqrt(length) |g|`` (see `roundoff_of_sums`), and adding up the stacks less than that. Products with
+    zeros round nothing, if they are worth to be counted.
     """
     n_rows = len(residual)
     length = longest_sum(n_rows)
@@ -147,7 +148,12 @@ def sums_over_rows(X: torch.Tensor, residual: torch.Tensor) -> GradientSums:
     sums = torch.cat(parts)
     largest = sums.abs().amax(0)
     norm = largest * (sums / torch.where(largest > 0, largest, 1.0)).square().sum(0).sqrt()
-    return GradientSums(sums.sum(0), math.sqrt(2 * length) * norm)
+    if not counts_nonzero:
+        return GradientSums(sums.sum(0), math.sqrt(2 * length) * norm)
+    n_nonzero = torch.full((len(norm), 1), length, dtype=torch.float64, device=X.device)
+    # Of each stack, as many as of all rows on average and twice as many again.
+    n_nonzero[1:, 0] = torch.count_nonzero(X, dim=0) * (3 * length / n_rows)
+    return GradientSums(sums.sum(0), (2 * n_nonzero.clamp(max=length)).sqrt() * norm)
 
 
 class ExactGradientOf:

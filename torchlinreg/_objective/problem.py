@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from torchlinreg._data.rows import WIDE_BLOCK_ROWS, RowBlocks
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
@@ -30,6 +31,9 @@ GRADIENT_BLOCK_BYTES = 16 * 2**20
 BLOCKS_AT_ONCE = 16
 # Up to so many numbers are few.
 SMALL_DATA = 100_000
+# Rows that are looked at to estimate how many different ones there are, and equal pairs that may have been
+# missed.
+SAMPLE_ROWS, UNSEEN_PAIRS = 512, 3
 # Float64 moments leave fewer than 4 digits beyond this condition.
 ILL_CONDITIONED = 1e6
 
@@ -99,6 +103,21 @@ class Problem:
     def is_small(self) -> bool:
         """Whether exact passes over the rows take no time to speak of."""
         return self.blocks.n_samples * (1 + self.blocks.n_features) <= SMALL_DATA
+
+    @cached_property
+    def n_distinct_rows(self) -> float:
+        """A number that the different rows of X hardly fall below, from how often rows of a sample are equal.
+
+        Predictions of equal rows are rounded alike, so that this, not their number, is what averages
+        rounding errors out. Among m rows of D different ones about ``m^2 / (2 D)`` pairs are equal.
+        """
+        n_samples = self.blocks.n_samples
+        n_sampled = min(n_samples, SAMPLE_ROWS)
+        index = torch.linspace(0, n_samples - 1, n_sampled, dtype=torch.float64).round().to(torch.int64)
+        X = self.blocks.gather(index).X
+        assert X is not None
+        n_equal = n_sampled - len({row.tobytes() for row in X.cpu().numpy()})
+        return min(n_samples, n_sampled**2 / (2 * (n_equal + UNSEEN_PAIRS)))
 
     def moments_to_go_on_from(self, condition_number: float | None) -> Moments | ExactMoments:
         """Exact moments of few rows whose condition asks for them, else those that there are."""

@@ -53,6 +53,11 @@ class Source(Protocol):
     square_roundoff: float  # of squares of combinations, relative to those of their terms
     all_exact: bool  # whether combinations in float64 save nothing
 
+    @property
+    def n_distinct_rows(self) -> float:
+        """How many different rows average the rounding of combinations out."""
+        ...
+
     def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
         """Products ``[1, x, z].T @ z_new``; see `CombinationsOf`."""
         ...
@@ -96,6 +101,10 @@ class RowsSource:
         self.roundoff = moments.roundoff
         self.all_exact = problem.is_small
 
+    @property
+    def n_distinct_rows(self) -> float:
+        return self._problem.n_distinct_rows
+
     def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
         of = CombinationsOf(self.frame, combinations, n_new, n_slices)
         blocks = self._problem.blocks
@@ -111,6 +120,7 @@ class MomentsSource:
     """`Source` of moments whose rows are gone."""
 
     all_exact = True
+    n_distinct_rows = 1.0  # of which nothing is known
 
     def __init__(self, moments: ExactMoments, n_features: int, n_intercepts: int) -> None:
         _, scale = _unit_scale(moments.high.cpu().numpy(), moments.frame.scale, n_intercepts)

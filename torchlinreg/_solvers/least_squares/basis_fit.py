@@ -43,9 +43,8 @@ SETTLED = 1e-15
 DEPTH_ERROR = 3e-13
 # Null vectors whose residual is below this share of the rounding of the data are known to more than that.
 EXACTLY = 0.03
-# Terms of null vectors below this many units in the last place of their length are rounding: of those that
-# were refined, and of those known to float64.
-CLEAN, CLEAN_FLOAT64 = 1.0, 8.0
+# Directions that may be lost to a choice of columns in their order.
+LARGEST_LOSS = 1
 # Share of the residuals' norm that moving along null vectors may change predictions by.
 ALLOWED = 1e-6
 # ... and share of the norm of y, for exact fits, where that is their rounding.
@@ -142,16 +141,21 @@ def fit_on_basis(
     Where columns depend on each other only up to rounding, which of them form the basis is a choice: then it
     is made in their order, so that the next power of x, say, never takes one away that fitted better.
     """
-    n_passes = 0
-    for in_order in (False, True):
-        search = find_basis(source, ridge, fit_intercept=fit_intercept, in_order=in_order)
-        in_levels = len(search.basis.levels) > 1
-        found = None if source.all_exact or in_levels else _fit_by_sums(search, tol)
-        fit = found or _fit_by_gradients(search, tol, limit)
-        n_passes += fit.n_passes - in_order  # the moments' once
-        if not fit.limited:
-            break
-    return replace(fit, n_passes=n_passes)
+    fit = _fit(find_basis(source, ridge, fit_intercept=fit_intercept), tol, limit)
+    if not fit.limited:
+        return fit
+    search = find_basis(source, ridge, fit_intercept=fit_intercept, in_order=True)
+    costs_rank = search.basis.rank < fit.basis.rank - LARGEST_LOSS
+    if costs_rank or not search.is_complete:  # as of many columns that each look much like the next
+        return replace(fit, n_passes=fit.n_passes + search.n_passes)
+    in_order = _fit(search, tol, limit)
+    return replace(in_order, n_passes=fit.n_passes + in_order.n_passes - 1)  # the moments' once
+
+
+def _fit(search: Search, tol: float, limit: int) -> BasisFit:
+    in_levels = len(search.basis.levels) > 1
+    found = None if search.basis.source.all_exact or in_levels else _fit_by_sums(search, tol)
+    return found or _fit_by_gradients(search, tol, limit)
 
 
 def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
@@ -175,18 +179,13 @@ def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
         accuracy = _Accuracy(basis, projection.error[:, :k], n_slices)
         basic = dd.negative(columns.weights)
         move = Move(basic, null.weights, np.zeros((len(null.own), k)), limited=False)
-        if len(null.own):
-            move = _to_minimum_norm(basis, basic, null, null_norm, residual_norm, refined=n_slices > 0)
-        if accuracy.error_of(basic, move) <= tol:
-            return BasisFit(
-                basis,
-                move.coef,
-                Columns(null.own, move.weights),
-                residual_norm**2,
-                0.0,
-                move.limited,
-                n_passes,
-            )
+        error = accuracy.error_of(basic, move)
+        if len(null.own) and (n_slices or error <= tol):
+            move = _to_minimum_norm(basis, basic, null, null_norm, residual_norm, accuracy.of_null(null))
+            error = accuracy.error_of(basic, move)
+        if error <= tol:
+            null = Columns(null.own, move.weights)
+            return BasisFit(basis, move.coef, null, residual_norm**2, 0.0, move.limited, n_passes)
     return None
 
 
@@ -212,7 +211,7 @@ def _fit_by_gradients(search: Search, tol: float, limit: int) -> BasisFit:
             projection = basis.project(refined.null, 3)
             n_passes += 1
             null, null_norm = projection.columns, projection.norm
-        move = _to_minimum_norm(basis, coef, null, null_norm, residual_norm, refined=exactly)
+        move = _to_minimum_norm(basis, coef, null, null_norm, residual_norm)
         coef, limited, null = move.coef, move.limited, Columns(null.own, move.weights)
         gains = _across(basis, move.weights, gains)
     error = _largest_error(basis, coef, _norms(basis, gains)[:, None] * refined.error, UNCERTAIN)
@@ -252,6 +251,22 @@ class _Accuracy:
         norm = self.basis.levels[0].norm
         return (self._inverse @ self._inverse.T / norm[:, None] / norm) ** 2
 
+    def of_null(self, null: Columns) -> np.ndarray:
+        """Errors of the weights of null vectors; shape: (n_features, n_null)."""
+        error = np.zeros_like(null.weights[0][1:])
+        error[self.basis.levels[0].own] = self._gain * self._of_residuals(null.weights[0])
+        return error
+
+    def _of_residuals(self, weights: np.ndarray) -> np.ndarray:
+        """Norms of the errors of residuals, or combinations, of these weights, as columns see them.
+
+        Those of different rows are independent of each other and of the columns.
+        """
+        terms = weights[1:] * self.basis.framed_norm[: self.basis.n_features, None]
+        error = COMBINATION_ERRORS[self.n_slices] / np.sqrt(self.basis.source.n_distinct_rows)
+        norms: np.ndarray = error * np.sqrt((terms**2).sum(0))
+        return norms
+
     def error_of(self, basic: DoubleDouble, move: Move) -> float:
         """The largest relative error of a coefficient or intercept.
 
@@ -259,14 +274,10 @@ class _Accuracy:
         """
         basis, p = self.basis, self.basis.n_features
         own = basis.levels[0].own
-        of_residuals = COMBINATION_ERRORS[self.n_slices] / 4
-        framed = basis.framed_norm[:p, None]
-        terms = np.sqrt(((basic[0][1:] * framed) ** 2).sum(0))
-        null_terms = np.sqrt(((move.weights[0][1:] * framed) ** 2).sum(0))
         error = np.zeros_like(basic[0])
         error[1 + own] = np.sqrt(self._gram_gain @ self.product_error[own] ** 2)
-        error[1 + own] += self._gain * (of_residuals * terms)
-        moved = of_residuals * null_terms[:, None] * np.abs(move.amount)
+        error[1 + own] += self._gain * self._of_residuals(basic[0])
+        moved = self._of_residuals(move.weights[0])[:, None] * np.abs(move.amount)
         error[1 + own] += self._gain * np.sqrt((move.weights[0][1 + own] != 0) @ moved**2)
         error[0] = np.sqrt((((basis.mean + basis.origin)[:p, None] * error[1:]) ** 2).sum(0))
         return _largest_error(basis, move.coef, error, NEGLIGIBLE)
@@ -395,16 +406,15 @@ def _to_minimum_norm(
     null: Columns,
     null_norm: np.ndarray,
     residual_norm: np.ndarray,
-    *,
-    refined: bool,
+    null_error: np.ndarray | float = 0.0,
 ) -> Move:
-    """The fit of least norm, as far as the null vectors are known.
+    """The fit of least norm, as far as the null vectors are known, whose weights may be off by `null_error`.
 
     In the user's units, if the move there changes predictions by no more than ALLOWED of the residuals; else
     in standard deviations of the columns; else the fit on the basis alone.
     """
     p = basis.n_features
-    weights, norm = _cleaned(basis, null, null_norm, CLEAN if refined else CLEAN_FLOAT64)
+    weights, norm = _cleaned(basis, null, null_norm, null_error)
     live = np.abs(weights[0][1:]).max(1) > 0
     allowed = ALLOWED * residual_norm + ALLOWED_OF_Y * basis.raw_norm[p:]
     spread = np.where(basis.square[:p] > 0, np.sqrt(basis.square[:p]), 1.0)
@@ -424,10 +434,12 @@ def _to_minimum_norm(
     return Move(coef, weights, np.zeros((len(null.own), coef[0].shape[1])), limited=True)
 
 
-def _cleaned(basis: Basis, null: Columns, norm: np.ndarray, units: float) -> tuple[DoubleDouble, np.ndarray]:
+def _cleaned(
+    basis: Basis, null: Columns, norm: np.ndarray, error: np.ndarray | float
+) -> tuple[DoubleDouble, np.ndarray]:
     """Null vectors without terms below their rounding, and the norms of their combinations."""
     length = np.abs(null.weights[0][1:]) * basis.raw_norm[: basis.n_features, None]
-    small = length <= units * EPS * np.sqrt((length**2).sum(0))
+    small = (length <= EPS * np.sqrt((length**2).sum(0))) | (np.abs(null.weights[0][1:]) <= error)
     small[null.own, np.arange(len(null.own))] = False
     high, low = null.weights[0].copy(), null.weights[1].copy()
     high[1:][small] = low[1:][small] = 0.0

@@ -36,8 +36,8 @@ CLEAR = 1.6e5
 BULK_PIVOT = 1e-4
 # Combinations in float64 must be this many units in the last place of their terms.
 SHARP = 1e5
-# Passes before what is undecided is taken for dependent.
-MAX_PASSES = 40
+# Passes before what is undecided is taken for dependent; powers up to the 20th take 7 in order.
+MAX_PASSES, MAX_PASSES_IN_ORDER = 40, 10
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Search:
     rss: np.ndarray | None  # of the targets, where a pass has measured it
     n_slices: int  # that combinations need
     n_passes: int
+    is_complete: bool  # whether all columns were decided in time
 
 
 def find_basis(
@@ -75,7 +76,7 @@ def find_basis(
     n_slices = 3 if source.all_exact else 0
     null, null_norm = [candidates.take(slice(0))], [np.zeros(0)]
     rss = None
-    n_passes = 0
+    n_passes, is_complete = 0, True
     while len(candidates.own):
         n_candidates = len(candidates.own)
         both, before, products, _ = basis.project(Columns.join([candidates, targets]), n_slices)
@@ -87,8 +88,8 @@ def find_basis(
         norm = np.sqrt(np.maximum(left, 0.0))
         settled = left > (1 - UNSETTLED) * square
         dependent = np.where(settled, norm, np.sqrt(np.maximum(square, 0.0))) <= DEPENDENT * noise
-        if n_passes == MAX_PASSES:
-            dependent[:] = True
+        is_complete = n_passes < (MAX_PASSES_IN_ORDER if in_order else MAX_PASSES)
+        dependent |= not is_complete
         blurred = np.zeros(n_candidates, dtype=bool)
         if not n_slices:
             blurred = norm < SHARP / 4 * basis.combination_error(candidates.weights, 0)
@@ -123,7 +124,9 @@ def find_basis(
             null_norm.append(norm[seen])
             waiting &= ~seen
         candidates = candidates.take(waiting)
-    return Search(basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_slices, n_passes)
+    return Search(
+        basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_slices, n_passes, is_complete
+    )
 
 
 def _first_level(basis: Basis, among: np.ndarray, *, in_order: bool) -> Columns:
@@ -157,13 +160,17 @@ def _first_level(basis: Basis, among: np.ndarray, *, in_order: bool) -> Columns:
 
 
 def _n_independent(gram: np.ndarray, least_pivot: float) -> int:
-    """How many of the first columns have pivots above the least."""
-    left = gram.copy()
-    for k in range(len(gram)):
-        if left[0, 0] <= least_pivot:
-            return k
-        left = left[1:, 1:] - np.outer(left[0, 1:] / left[0, 0], left[0, 1:])
-    return len(gram)
+    """How many of the first columns, which have unit norm, are far from depending on each other.
+
+    Pivots in their order alone would not tell; those of pivoted Cholesky do.
+    """
+    size = len(gram)
+    while size:
+        rank = int(lapack.dpstrf(np.asfortranarray(gram[:size, :size]), tol=least_pivot)[2])
+        if rank == size:
+            break
+        size = max(rank, size // 2) if rank < size - 1 else size - 1
+    return size
 
 
 def _accept(
@@ -191,7 +198,11 @@ def _accept(
         chosen = _clearest(basis, columns, products, noise, error, able, in_order=in_order)
     length = norm[chosen]
     unit = products[np.ix_(chosen, chosen)] / length[:, None] / length
-    upper = np.linalg.cholesky(unit).T
+    np.einsum("ii->i", unit)[:] = 1.0
+    n_chosen = _n_independent(unit, LEAST_PIVOT)
+    chosen, length = chosen[:n_chosen], length[:n_chosen]
+    upper = cholesky(unit[:n_chosen, :n_chosen])
+    assert upper is not None
     blur = float((error[chosen] / length).max() / upper.diagonal().min())
     level = Level(
         columns.own[chosen],

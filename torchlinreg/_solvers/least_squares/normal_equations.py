@@ -292,10 +292,10 @@ def _with_intercept(
     return design, full
 
 
-def _after_float64(fit: Fit, gradient: np.ndarray | float) -> Fit:
+def _after_float64(fit: Fit, gradient: np.ndarray | float, n_distinct_rows: float) -> Fit:
     """The fit with the errors that a refinement in float64 leaves, by the gradient's in units of columns."""
     left = gradient + fit.rate * fit.errors.gram
-    rows = 4 * EPS * _offset_in_norm(fit) / np.sqrt(fit.n_samples) * fit.total_norm
+    rows = 4 * EPS * _offset_in_norm(fit) / np.sqrt(n_distinct_rows) * fit.total_norm
     return replace(fit, refined=Errors(left, rows, EPS**2))
 
 
@@ -326,7 +326,7 @@ def _finish(
     """Refine as far as `tol` asks for, and give the solution in the user's units."""
     limit = MAX_REFINEMENTS if max_iter is None else max_iter
     if limit > 0 and not fit.reaches(tol):
-        expected = _after_float64(fit, RANDOM_SIGNS * fit.residual_norm)
+        expected = _after_float64(fit, RANDOM_SIGNS * fit.residual_norm, problem.n_distinct_rows)
         if expected.reaches(tol):
             fit = _refined_in_float64(problem, fit)
             limit -= 1
@@ -343,7 +343,9 @@ def _refined_in_float64(problem: Problem, fit: Fit) -> Fit:
     first = fit.n_intercepts
     gradient[first:] -= fit.ridge[:, None] * fit.coef[0][first:]
     of_columns = (error[first:] / fit.factor.norm[:, None]).max(0, initial=0.0)
-    refined = _after_float64(fit, np.maximum(of_columns, RANDOM_SIGNS * fit.residual_norm))
+    refined = _after_float64(
+        fit, np.maximum(of_columns, RANDOM_SIGNS * fit.residual_norm), problem.n_distinct_rows
+    )
     return replace(refined, coef=dd.two_sum(fit.coef[0], fit.factor.solve(gradient)))
 
 
