@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy.sparse
 import torch
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, Ridge
 
-from benchmarks import peak_memory
+from benchmarks import dependent, peak_memory
 from benchmarks.environment import describe
-from benchmarks.libraries import LIBRARIES, OURS, Kind, Library, ours_from_host, unfit_reason
+from benchmarks.libraries import LIBRARIES, OURS, Kind, Library, ours, ours_from_host, unfit_reason
 from benchmarks.synthetic import Data, Reference, Shape, Solution, make_data, parse_shape, reference
 from torchlinreg import TorchLinearRegressor
 
@@ -55,9 +56,12 @@ SHAPES = {
     "weighted": "25x1,1000x10,1e5x10,1e6x1,1e6x10,2e5x100",
     "sparse": "1e5x200",
     "predict": "25x1,1000x10,1e6x10,1e6x100",
+    "dependent": "",  # has cases of its own, in benchmarks.dependent
     "memory": "1e6x100",
 }
-CPU_ONLY = ("weighted", "sparse", "memory")
+CPU_ONLY = ("weighted", "sparse", "dependent", "memory")
+# Residual sums of squares of dependent columns, relative to the least: rivals stop early.
+DEPENDENT_TOLERANCE = 1e-2
 MEMORY_LIBRARIES = (OURS, "LinearRegression", "Ridge", "sklearnex")
 
 
@@ -366,17 +370,23 @@ def judge(part: str, shape: Shape, timings: Sequence[Timing]) -> list[dict[str, 
     if part == "fit" and shape.n_samples >= 100_000:
         wanted.append(("4 times LinearRegression", linear, 4.0))
     return [
-        {
-            "target": target,
-            "rival": rival.name,
-            "limit": limit,
-            "ratio": rival.ratio._asdict(),
-            "passed": rival.ratio.median >= limit,
-            "within_noise": rival.ratio.lower < limit < rival.ratio.upper,
-        }
+        _verdict(target, rival, limit)
         for target, rival, limit in wanted
         if rival is not None and rival.ratio is not None
     ]
+
+
+def _verdict(target: str, rival: Timing, limit: float) -> dict[str, Any]:
+    """Whether a rival's time over ours is what was wanted."""
+    assert rival.ratio is not None
+    return {
+        "target": target,
+        "rival": rival.name,
+        "limit": limit,
+        "ratio": rival.ratio._asdict(),
+        "passed": rival.ratio.median >= limit,
+        "within_noise": rival.ratio.lower < limit < rival.ratio.upper,
+    }
 
 
 def print_timings(title: str, timings: Sequence[dict[str, Any]]) -> None:
@@ -454,7 +464,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "memory": [],
     }
     for part, shape in _cases(options):
-        if part == "memory":
+        if isinstance(shape, str):
+            report["cases"].append(_dependent_case(shape, options))
+        elif part == "memory":
             report["memory"].append(_memory_case(shape))
         else:
             report["cases"].append(_case(part, shape, options))
@@ -504,9 +516,12 @@ def _shapes(text: str) -> list[Shape]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _cases(options: argparse.Namespace) -> Iterator[tuple[str, Shape]]:
-    """The parts and shapes that were asked for."""
+def _cases(options: argparse.Namespace) -> Iterator[tuple[str, Shape | str]]:
+    """The parts and shapes that were asked for, names of cases of dependent columns."""
     for part in options.parts:
+        if part == "dependent":
+            yield from ((part, name) for name in dependent.CASES)
+            continue
         for shape in options.shapes or _shapes(SHAPES[part]):
             yield part, shape
 
@@ -547,6 +562,57 @@ def _case(part: str, shape: Shape, options: argparse.Namespace) -> dict[str, Any
     }
     print_timings(f"{part} {shape} {dtype}", case["timings"])
     return case
+
+
+def _dependent_case(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Hold the contest of a case of dependent columns."""
+    is_exact, draw = dependent.CASES[name]
+    data = draw()
+    best = ours(data)
+    error = dependent.prediction_error(data, best)
+    sparse = scipy.sparse.issparse(data.X)
+    rivals = {"LinearRegression": LinearRegression(tol=1e-12 if sparse else 0)}
+    if not sparse:
+        rivals["Ridge"] = Ridge(alpha=1e-8, solver="cholesky")
+    timings = hold_contest(
+        [
+            Contestant(OURS, "ours", _bind(ours, data), error),
+            *(
+                Contestant(key, "estimator", _bind(_fit_rival(rival), data), error)
+                for key, rival in rivals.items()
+            ),
+        ],
+        tolerance=DEPENDENT_TOLERANCE,
+        rounds=options.rounds,
+        budget_s=options.budget,
+    )
+    found = {timing.name: timing for timing in timings}
+    wanted = [("level with LinearRegression(tol=0)", "LinearRegression", LEVEL)]
+    if is_exact and not sparse:
+        wanted = [("at most 3 times Ridge", "Ridge", 1 / 3)]
+    case: dict[str, Any] = {
+        "part": "dependent",
+        "shape": name,
+        "n_samples": data.shape.n_samples,
+        "n_features": data.shape.n_features,
+        "dtype": "float64",
+        "density": None,
+        "tolerance": DEPENDENT_TOLERANCE,
+        "timings": [timing.record() for timing in timings],
+        "targets": [
+            _verdict(target, found[rival], limit) for target, rival, limit in wanted if found[rival].ratio
+        ],
+    }
+    print_timings(f"dependent {name}", case["timings"])
+    return case
+
+
+def _fit_rival(rival: Any) -> Callable[[Data], Solution]:  # Any: scikit-learn is untyped
+    def fit(data: Data) -> Solution:
+        rival.fit(data.X, data.y)
+        return Solution(rival.coef_, float(rival.intercept_))
+
+    return fit
 
 
 def _memory_case(shape: Shape) -> dict[str, Any]:
