@@ -14,6 +14,7 @@ from sklearn.preprocessing import PolynomialFeatures
 from benchmarks.problems import make_problem
 from torchlinreg import TorchLinearRegressor
 from torchlinreg._data.rows import as_row_blocks
+from torchlinreg._moments.combinations import Combinations
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Status
@@ -154,3 +155,42 @@ def test_columns_in_two_scales_are_dependent():
     assert np.abs(reg.coef_).max() < 2
     alone = TorchLinearRegressor().fit(X[:, [0, 2]], y)
     np.testing.assert_allclose(reg.predict(X), alone.predict(X[:, [0, 2]]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_different", [1, 8, 1000, 100_000])
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
+def test_number_of_distinct_rows(n_different, kind):
+    rng = np.random.default_rng(5)
+    rows = rng.standard_normal((n_different, 3))[rng.integers(0, n_different, 100_000)]
+    problem = Problem(as_row_blocks(kind(rows), np.zeros(100_000)), ridge(0.0, 3))
+    assert n_different / 100 <= problem.n_distinct_rows <= max(1000, 2 * n_different)
+
+
+def test_products_of_sums_far_below_their_terms():
+    """Combinations of 1e9 that leave 1e-3, in float64 and exactly; the truth is rational."""
+    rng = np.random.default_rng(6)
+    X = np.round(rng.standard_normal((500, 2)), 3) + 1e9
+    y, weight = rng.standard_normal(500), rng.integers(1, 4, 500).astype(float)
+    problem = Problem(as_row_blocks(X, y, weight), ridge(0.0, 2))
+    source = RowsSource(problem)
+    shift, scale = (part.numpy() for part in source.frame)
+    columns = [
+        [(Fraction(v) - Fraction(s)) * Fraction(c) for v in x]
+        for x, s, c in zip(X.T, shift[1:3], scale[1:3], strict=True)
+    ]
+    share = Fraction(0.5)
+    z = [a - share * b for a, b in zip(*columns, strict=True)]
+    weights = np.array([[0.0], [0.0], [-0.5]])
+    for n_slices in (0, 2, 3):
+        found = source.products(Combinations(np.array([1]), (weights, 0 * weights)), 1, n_slices)
+        with_ones = sum(Fraction(w) * v for w, v in zip(weight, z, strict=True))
+        with_x = [
+            sum(Fraction(w) * v * c for w, v, c in zip(weight, z, column, strict=True)) for column in columns
+        ]
+        square = sum(Fraction(w) * v * v for w, v in zip(weight, z, strict=True))
+        np.testing.assert_allclose(found.of_z[0, 0], float(square), rtol=1e-13)
+        for value, truth, error in zip(
+            found.of_x[:, 0], [with_ones, *with_x], found.error[:, 0], strict=True
+        ):
+            assert abs(value - float(truth)) <= error + 1e-15 * abs(float(truth))
+        assert found.error.max() < 1e-12
