@@ -61,9 +61,9 @@ def test_limit_is_lifted_after_errors(threads):
 def test_solvers_run_under_it(threads, monkeypatch):
     before, seen = threads(), []
 
-    def looked_at(problem):
+    def looked_at(problem, **options):
         seen.append(threads())
-        return design_of(problem)
+        return design_of(problem, **options)
 
     design_of = newton.design_of
     monkeypatch.setattr(newton, "design_of", looked_at)
