@@ -198,8 +198,8 @@ class TorchLinearRegressor(
     feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, if X had names that are all strings.
     rank_ : int or None
-        Rank of X to the rounding of its numbers, centred if ``fit_intercept=True``; with ``alpha > 0``, of the
-        penalised system.
+        Rank of X to the rounding of its numbers, centred if ``fit_intercept=True``; with ``alpha > 0``, of
+        the penalised system.
     condition_number_ : float or None
         Condition number (2-norm) of X, centred and with columns of unit norm, as the solver saw it: the
         independent columns and the ridge penalty; for ``solver_ == "dual"``, of the matrix of that system. An

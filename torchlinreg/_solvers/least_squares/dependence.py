@@ -10,6 +10,7 @@ basis columns, after which another pass shows what is left of the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import lapack, solve_triangular
@@ -81,52 +82,78 @@ def find_basis(
         n_candidates = len(candidates.own)
         both, before, products, _ = basis.project(Columns.join([candidates, targets]), n_slices)
         n_passes += 1
+        is_complete = n_passes < (MAX_PASSES_IN_ORDER if in_order else MAX_PASSES)
         candidates, targets = both.take(slice(n_candidates)), both.take(slice(n_candidates, None))
         rss = np.maximum(products.diagonal()[n_candidates:], 0.0)
-        square, left = (matrix.diagonal()[:n_candidates] for matrix in (before, products))
-        noise = basis.noise(candidates.weights)
-        norm = np.sqrt(np.maximum(left, 0.0))
-        settled = left > (1 - UNSETTLED) * square
-        dependent = np.where(settled, norm, np.sqrt(np.maximum(square, 0.0))) <= DEPENDENT * noise
-        is_complete = n_passes < (MAX_PASSES_IN_ORDER if in_order else MAX_PASSES)
-        dependent |= not is_complete
-        blurred = np.zeros(n_candidates, dtype=bool)
-        if not n_slices:
-            blurred = norm < SHARP / 4 * basis.combination_error(candidates.weights, 0)
-        used = n_slices
-        if n_slices or (blurred & settled & ~dependent).any():
-            n_slices = 3 if n_slices else 2
+        square, norm = before.diagonal()[:n_candidates], _norms(products)[:n_candidates]
+        judged = _judge(basis, candidates, square, norm, n_slices, in_order=in_order)
+        dependent = judged.dependent | (not is_complete)
         null.append(candidates.take(dependent))
         null_norm.append(norm[dependent])
         waiting = ~dependent
-        able = waiting & ~blurred & settled
-        if in_order:
-            able &= np.logical_and.accumulate(able | dependent)
-        able = able.nonzero()[0]
+        able = (judged.able & waiting).nonzero()[0]
         if len(able):
-            level, chosen, transfer = _accept(
-                basis, candidates, products, noise, able, used, in_order=in_order
-            )
-            rest = np.setdiff1d(np.arange(n_candidates), chosen)
-            reduced = basis.less(candidates.take(rest), level, transfer[:, rest])
-            for part, old in zip(candidates.weights, reduced.weights, strict=True):
-                part[:, rest] = old
-            targets = basis.less(targets, level, transfer[:, n_candidates:])
+            level, chosen, transfer = _accept(basis, candidates, products, able, n_slices, in_order=in_order)
             basis.with_level(level)
-            products = products - transfer.T @ products[chosen]
-            norm = np.sqrt(np.maximum(products.diagonal()[:n_candidates], 0.0))
-            limit = DEPENDENT * basis.noise(candidates.weights)
+            candidates = _reduced(basis, candidates, level, chosen, transfer[:, :n_candidates])
+            targets = basis.less(targets, level, transfer[:, n_candidates:])
+            left = _norms(products - transfer.T @ products[chosen])[:n_candidates]
             waiting[chosen] = False
+            limit = DEPENDENT * basis.noise(candidates.weights)
             seen = np.zeros(n_candidates, dtype=bool)
             seen[able] = waiting[able]
-            seen &= (norm <= limit) & (np.sqrt(np.maximum(left, 0.0)) <= SEEN * limit)
+            seen &= (left <= limit) & (norm <= SEEN * limit)
             null.append(candidates.take(seen))
-            null_norm.append(norm[seen])
+            null_norm.append(left[seen])
             waiting &= ~seen
         candidates = candidates.take(waiting)
+        if n_slices or judged.blurred:
+            n_slices = 3 if n_slices else 2
     return Search(
         basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_slices, n_passes, is_complete
     )
+
+
+def _norms(products: np.ndarray) -> np.ndarray:
+    """Norms of columns from their products."""
+    norms: np.ndarray = np.sqrt(np.maximum(products.diagonal(), 0.0))
+    return norms
+
+
+class _Judged(NamedTuple):
+    """What a pass tells of candidates."""
+
+    dependent: np.ndarray
+    able: np.ndarray  # to join the basis
+    blurred: bool  # whether some are too near to their own rounding to be judged
+
+
+def _judge(
+    basis: Basis, candidates: Columns, square: np.ndarray, norm: np.ndarray, n_slices: int, *, in_order: bool
+) -> _Judged:
+    """Judge candidates by their squares before a projection and their norms after it."""
+    noise = basis.noise(candidates.weights)
+    settled = norm**2 > (1 - UNSETTLED) * square
+    dependent = np.where(settled, norm, np.sqrt(np.maximum(square, 0.0))) <= DEPENDENT * noise
+    blurred = np.zeros(len(norm), dtype=bool)
+    if not n_slices:
+        blurred = norm < SHARP / 4 * basis.combination_error(candidates.weights, 0)
+    able = ~dependent & ~blurred & settled
+    if in_order:  # none before it may be undecided
+        able &= np.logical_and.accumulate(able | dependent)
+    return _Judged(dependent, able, bool((blurred & settled & ~dependent).any()))
+
+
+def _reduced(
+    basis: Basis, candidates: Columns, level: Level, chosen: np.ndarray, transfer: np.ndarray
+) -> Columns:
+    """Candidates less what a level explains of them; those chosen for it stay as they are."""
+    rest = np.setdiff1d(np.arange(len(candidates.own)), chosen)
+    reduced = basis.less(candidates.take(rest), level, transfer[:, rest])
+    weights = candidates.weights[0].copy(), candidates.weights[1].copy()
+    for part, new in zip(weights, reduced.weights, strict=True):
+        part[:, rest] = new
+    return Columns(candidates.own, weights)
 
 
 def _first_level(basis: Basis, among: np.ndarray, *, in_order: bool) -> Columns:
@@ -174,21 +201,15 @@ def _n_independent(gram: np.ndarray, least_pivot: float) -> int:
 
 
 def _accept(
-    basis: Basis,
-    columns: Columns,
-    products: np.ndarray,
-    noise: np.ndarray,
-    able: np.ndarray,
-    n_slices: int,
-    *,
-    in_order: bool,
+    basis: Basis, columns: Columns, products: np.ndarray, able: np.ndarray, n_slices: int, *, in_order: bool
 ) -> tuple[Level, np.ndarray, np.ndarray]:
     """A level of candidates by Cholesky, the clearest signal first or in order.
 
     Returns it with the candidates chosen, and how the level explains all columns of `products`.
     """
+    noise = basis.noise(columns.weights)
     error = basis.combination_error(columns.weights, n_slices)
-    norm = np.sqrt(np.maximum(products.diagonal()[: len(noise)], 0.0))
+    norm = _norms(products)[: len(noise)]
     clear = able[norm[able] > CLEAR * np.maximum(noise, FLOOR / CLEAR * error)[able]]
     if len(clear) and not in_order:
         unit = products[np.ix_(clear, clear)] / norm[clear][:, None] / norm[clear]
