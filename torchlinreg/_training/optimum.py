@@ -164,7 +164,7 @@ class Landscape:
         geometry = self.geometry
         n_features = len(geometry.center)
         is_simple = n_features <= PROGRAM_FEATURES and geometry.transform.shape[1] == n_features
-        if not (self.penalty.is_ridge or is_simple):
+        if not (self.penalty.is_ridge or is_simple) or geometry.transform.shape[1] == 0:
             unit = np.where(geometry.spread > 0, geometry.spread, 1.0)
             return Metric(1 / unit, unit, None)
         hessian = self._hessian(geometry.transform)

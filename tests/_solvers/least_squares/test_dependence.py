@@ -194,3 +194,33 @@ def test_products_of_sums_far_below_their_terms():
         ):
             assert abs(value - float(truth)) <= error + 1e-15 * abs(float(truth))
         assert found.error.max() < 1e-12
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e10, 1e13])
+def test_a_copy_far_from_zero_shares_its_coefficient(offset):
+    rng = np.random.default_rng(5)
+    Z = rng.integers(-50, 50, (3000, 40)).astype(float)
+    y = Z @ rng.integers(1, 9, 40) + rng.standard_normal(3000).round(1)
+    alone = TorchLinearRegressor().fit(Z, y).coef_
+    reg = TorchLinearRegressor().fit(np.column_stack([Z, Z[:, 0]]) + offset, y)
+    np.testing.assert_allclose(reg.coef_, np.append(alone, alone[0] / 2) / np.where(np.arange(41) == 0, 2, 1))
+    assert reg.status_.kind is Status.MINIMUM_NORM
+
+
+def test_units_too_far_apart_for_the_least_norm():
+    """A warning, not an error."""
+    rows = np.random.default_rng(7).integers(-5, 5, (6, 7)).astype(float)
+    rows[3:, :] = rows[:3, :]
+    X = rows * 2.0 ** np.array([80, 0, -80, 60, 0, -60, 90])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        reg = TorchLinearRegressor().fit(X, np.arange(6.0))
+    assert np.isfinite(reg.coef_).all()
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+@pytest.mark.parametrize("loss", ["huber", "log_cosh"])
+def test_training_on_constant_columns(loss, solver):
+    reg = TorchLinearRegressor(loss=loss, solver=solver).fit(np.ones((40, 2)), np.arange(40.0))
+    assert reg.coef_.tolist() == [0, 0]
+    np.testing.assert_allclose(reg.intercept_, 19.5)

@@ -420,7 +420,10 @@ def _to_minimum_norm(
     spread = np.where(basis.square[:p] > 0, np.sqrt(basis.square[:p]), 1.0)
     for in_user_units, unit in ((True, basis.scale[:p]), (False, spread)):
         power = np.exp2(np.round(np.log2(unit[live])))[:, None]
-        found, amount = shortest(_times(_part(coef, live), power), _times(_part(weights, live), power))
+        moved_to = shortest(_times(_part(coef, live), power), _times(_part(weights, live), power))
+        if moved_to is None:
+            continue
+        found, amount = moved_to
         change = np.abs(amount[0]).T @ norm
         if not np.isfinite(found[0]).all() or (change > allowed).any():
             continue
@@ -443,7 +446,8 @@ def _cleaned(
     small[null.own, np.arange(len(null.own))] = False
     high, low = null.weights[0].copy(), null.weights[1].copy()
     high[1:][small] = low[1:][small] = 0.0
-    return (high, low), norm + np.sqrt((np.where(small, length, 0.0) ** 2).sum(0))
+    framed = np.abs(null.weights[0][1:]) * basis.framed_norm[: basis.n_features, None]
+    return (high, low), norm + np.sqrt((np.where(small, framed, 0.0) ** 2).sum(0))
 
 
 def _part(values: DoubleDouble, live: np.ndarray) -> DoubleDouble:
@@ -460,7 +464,10 @@ def _across(basis: Basis, null: DoubleDouble, weights: np.ndarray) -> np.ndarray
         return weights
     unit = basis.scale[: basis.n_features, None]
     along = null[0][1:] * unit, null[1][1:] * unit
-    moved, amount = shortest((weights[1:] * unit, np.zeros_like(weights[1:])), along)
+    moved_to = shortest((weights[1:] * unit, np.zeros_like(weights[1:])), along)
+    if moved_to is None:
+        return weights
+    moved, amount = moved_to
     return np.concatenate([weights[:1] + null[0][:1] @ amount[0], moved[0] / unit])
 
 

@@ -330,6 +330,7 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     dependent = np.setdiff1d(np.arange(blocks.n_features), chosen)
     error, coef, intercept = of_targets.error, *of_targets.in_user_units()
     full = np.zeros((blocks.n_features, blocks.n_targets))
+    status = Status.MINIMUM_NORM if len(dependent) else Status.OPTIMAL
     if len(dependent):
         transfers, intercepts = [], []
         for start in range(0, len(dependent), RESPONSES_AT_ONCE):
@@ -340,12 +341,15 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         # Dependent columns are ``offset + X_chosen @ transfer``, so that their coefficients d leave
         # ``coef - transfer @ d`` to the others.
         transfer = dd.negative(_side_by_side(transfers))
-        coef, rest = shortest_of_transfer(coef, transfer)
-        moved = dd.matmul(_side_by_side(intercepts), rest)
-        intercept = dd.add(intercept, dd.negative(moved))
-        full[dependent] = rest[0] + rest[1]
+        moved = shortest_of_transfer(coef, transfer)
+        if moved is None:
+            status = Status.NEARLY_DEPENDENT
+        else:
+            coef, rest = moved
+            of_rest = dd.matmul(_side_by_side(intercepts), rest)
+            intercept = dd.add(intercept, dd.negative(of_rest))
+            full[dependent] = rest[0] + rest[1]
     full[chosen] = coef[0] + coef[1]
-    status = Status.MINIMUM_NORM if len(dependent) else Status.OPTIMAL
     return Solution(
         coef=full,
         intercept=(intercept[0] + intercept[1])[0],

@@ -14,8 +14,10 @@ from torchlinreg._linalg.cholesky import DoubleDouble
 N_REFINEMENTS = 4
 
 
-def shortest(coef: DoubleDouble, null: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
+def shortest(coef: DoubleDouble, null: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble] | None:
     """The shortest vector ``coef + null @ amount`` for each column of `coef`, and the amounts.
+
+    None where units are so far apart that null vectors cannot be told from each other.
 
     Rows D of the null vectors are chosen where they are largest, so that ``T = null[A] @ null[D]^-1``, with A
     the other rows, has entries near 1 whatever the units. Then vectors are ``[base + T d, d]``, of which the
@@ -27,13 +29,19 @@ def shortest(coef: DoubleDouble, null: DoubleDouble) -> tuple[DoubleDouble, Doub
     chosen = np.argsort(lu(null[0], p_indices=True)[0])[:n_null]
     others = np.setdiff1d(np.arange(len(null[0])), chosen)
     pivots = _rows(null, chosen)
-    inverse = np.linalg.inv(pivots[0])
+    try:
+        inverse = np.linalg.inv(pivots[0])
+    except np.linalg.LinAlgError:
+        return None
     transfer = _refined(
         _rows(null, others), lambda x: dd.matmul(x, pivots), lambda residual: residual @ inverse
     )
     start = _rows(coef, chosen)
     base = dd.add(_rows(coef, others), dd.negative(dd.matmul(transfer, start)))
-    rest, end = shortest_of_transfer(base, transfer)
+    found = shortest_of_transfer(base, transfer)
+    if found is None:
+        return None
+    rest, end = found
     result = np.zeros_like(coef[0]), np.zeros_like(coef[0])
     for part, of_others, of_chosen in zip(result, rest, end, strict=True):
         part[others], part[chosen] = of_others, of_chosen
@@ -43,20 +51,29 @@ def shortest(coef: DoubleDouble, null: DoubleDouble) -> tuple[DoubleDouble, Doub
     return result, (scale[:, None] * amount[0], scale[:, None] * amount[1])
 
 
-def shortest_of_transfer(base: DoubleDouble, transfer: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
-    """The `a` and `d` for which ``a = base + transfer @ d`` and ``[a, d]`` is shortest."""
+def shortest_of_transfer(
+    base: DoubleDouble, transfer: DoubleDouble
+) -> tuple[DoubleDouble, DoubleDouble] | None:
+    """The `a` and `d` for which ``a = base + transfer @ d`` and ``[a, d]`` is shortest.
+
+    None where units are too far apart for float64.
+    """
     turned = transfer[0].T, transfer[1].T
     n_rows, n_columns = transfer[0].shape
-    if n_columns <= n_rows:  # (I + T' T) d = -T' base
-        inverse = np.linalg.inv(np.eye(n_columns) + turned[0] @ transfer[0])
+    by_columns = n_columns <= n_rows
+    product = turned[0] @ transfer[0] if by_columns else transfer[0] @ turned[0]
+    try:
+        inverse = np.linalg.inv(np.eye(len(product)) + product)
+    except np.linalg.LinAlgError:
+        return None
+    if by_columns:  # (I + T' T) d = -T' base
         end = _refined(
             dd.negative(dd.matmul(turned, base)),
             lambda d: dd.add(d, dd.matmul(turned, dd.matmul(transfer, d))),
             lambda residual: inverse @ residual,
         )
         return dd.add(base, dd.matmul(transfer, end)), end
-    inverse = np.linalg.inv(np.eye(n_rows) + transfer[0] @ turned[0])  # (I + T T') a = base
-    first = _refined(
+    first = _refined(  # (I + T T') a = base
         base,
         lambda a: dd.add(a, dd.matmul(transfer, dd.matmul(turned, a))),
         lambda residual: inverse @ residual,
