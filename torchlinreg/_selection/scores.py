@@ -12,6 +12,7 @@ from torchlinreg._moments.moments import Moments, symmetric
 from torchlinreg._moments.standardised import Standardised
 from torchlinreg._selection.folds import Rows
 from torchlinreg._selection.path import Minima
+from torchlinreg._solvers.penalised.units import rounding_of_model
 
 
 class Sums(NamedTuple):
@@ -37,6 +38,32 @@ class Sums(NamedTuple):
             share = self.residual / self.total
         # Of a constant target, R2 is 1 for a perfect prediction and 0 for any other.
         return 1 - np.where(self.total > 0, share, np.where(self.residual > 0, 1.0, 0.0)).mean(1)
+
+
+def seen_by(test: Moments, quadratic: Standardised) -> np.ndarray:
+    """Second moments of test rows about the means and in the units of the quadratic, as `minima_of` asks for.
+
+    Rounding of the moments may hide how far rows lie along a direction, and is added to all.
+    """
+    raw = symmetric(test.raw).cpu().numpy()
+    inside = slice(1, 1 + len(quadratic.unit))
+    seen = raw[inside, inside] / raw[0, 0] / quadratic.unit[:, None] / quadratic.unit
+    rounding = test.roundoff * seen.trace()
+    mean, center = raw[0, inside] / raw[0, 0] / quadratic.unit, quadratic.mean[: len(seen)] / quadratic.unit
+    seen -= np.outer(mean, mean)
+    seen += np.outer(mean - center, mean - center)
+    seen.ravel()[:: len(seen) + 1] += rounding
+    return seen
+
+
+def rounding_of_predictions(test: Moments, quadratic: Standardised, minima: Minima) -> np.ndarray:
+    """What a model's own rounding makes of its predictions for the test rows, root mean square.
+
+    Shape (n_candidates, n_targets).
+    """
+    raw = test.raw.diagonal().cpu().numpy()[1 : 1 + len(quadratic.unit)] / float(test.raw[0, 0])
+    size = np.sqrt(raw) + np.abs(quadratic.shift[: len(raw)])
+    return rounding_of_model(size, size, *quadratic.in_users_units(minima.coef))
 
 
 def sums_of_moments(test: Moments, quadratic: Standardised, minima: Minima) -> Sums:
