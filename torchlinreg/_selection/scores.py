@@ -22,6 +22,7 @@ class Sums(NamedTuple):
     total: np.ndarray  # squared deviations from the mean; shape: (n_targets,)
     weight_sum: float
     rounding: np.ndarray | float  # of `residual`
+    total_rounding: np.ndarray | float  # of `total`
 
     @property
     def root_mean_square(self) -> np.ndarray:
@@ -85,7 +86,8 @@ def sums_of_moments(test: Moments, quadratic: Standardised, minima: Minima) -> S
     residual = total - 2 * cross + explained + weight_sum * mean_residual**2
     root = np.sqrt(raw.diagonal()[1:])
     size = root[targets] + np.einsum("j,ajk->ak", root[inside], np.abs(coef))
-    return Sums(residual, total, weight_sum, test.roundoff * size**2)
+    rounding = test.roundoff * size**2
+    return Sums(residual, total, weight_sum, rounding, test.roundoff * root[targets] ** 2)
 
 
 def sums_of_rows(
@@ -112,6 +114,7 @@ def sums_of_rows(
         (weight @ residual.square_()).cpu().numpy().reshape(shape),
         (weight @ deviation.square()).cpu().numpy(),
         weight_sum,
+        0.0,
         0.0,
     )
 

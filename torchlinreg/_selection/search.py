@@ -292,8 +292,11 @@ class Search:
         if test.n_samples > min(n_models, blocks.n_features):
             with torch_first():
                 sums = sums_of_moments(test, quadratic, minima)
-            enough = sums.rounding <= SCORE_ERROR * self._size(sums)
-            if (enough | ~(minima.error < np.inf)).all():
+            known = minima.error < np.inf
+            enough = (sums.rounding <= SCORE_ERROR * self._size(sums)) | ~known
+            if self._is_r2:
+                enough &= sums.total_rounding <= SCORE_ERROR * sums.total
+            if enough.all():
                 return sums
         rows = rows_of(self._splits[number].test)
         return sums_of_rows(blocks, rows, quadratic, minima, weighted=self._weighs_scores)
