@@ -37,7 +37,7 @@ PREDICTION_ERROR = 1e-11
 # Unit columns with a smaller eigenvalue depend on each other, or nearly so.
 DEPENDENT = 1e-6
 # Where errors of the gradient reach predictions as less than this share of y, directions need no closer look.
-NEGLIGIBLE = 1e-13
+NEGLIGIBLE = 1e-12
 # The pull on each coefficient at the null model is known to so many digits, for the squared error and for
 # other losses: a grid begins a little above.
 ABOVE_EXACT_NULL, ABOVE_NULL = 1 + 1e-13, 1 + 1e-6
@@ -280,21 +280,25 @@ def _minima_of(quadratic: Standardised, scaled: list[Penalty], seen: np.ndarray 
     # Of several minima the solvers, who read the rows, find the one of least norm.
     dependent = quadratic.smallest <= DEPENDENT
     has_ties = [not (penalty.l1.any() or penalty.l2.all()) for penalty in scaled]
+    known = []
     for target in range(shape[2]):
         found = _along(quadratic, quadratic.cross[:, target], [scaled[index] for index in others])
         for index, minimum in zip(others, found, strict=True):
             coef[index, :, target] = minimum.coef
             excess[index] += minimum.optimality
-            if not minimum.converged or (dependent and has_ties[index]):
-                continue
-            if seen is not None:
-                error[index, target] = _error_elsewhere(quadratic, target, minimum, scaled[index], seen)
-            elif dependent:
-                error[index, target], more = _known(quadratic, target, minimum, scaled[index])
-                excess[index] += more
-            else:
-                rounding = _rounding(quadratic, minimum.coef[:, None])[target]
-                error[index, target] = rounding * quadratic.smallest**-0.5
+            if minimum.converged and not (dependent and has_ties[index]):
+                known.append((index, target, minimum))
+    rounding = _rounding(quadratic, coef)
+    for index, target, minimum in known:
+        if seen is not None:
+            error[index, target] = _error_elsewhere(
+                quadratic, target, minimum, scaled[index], float(rounding[index, target]), seen
+            )
+        elif dependent:
+            error[index, target], more = _known(quadratic, target, minimum, scaled[index])
+            excess[index] += more
+        else:
+            error[index, target] = rounding[index, target] * quadratic.smallest**-0.5
     return Minima(coef, np.where(np.isfinite(coef).all(1) & ~np.isnan(error), error, np.inf), excess)
 
 
@@ -305,20 +309,29 @@ def _rounding(quadratic: Standardised, coef: np.ndarray) -> np.ndarray:
 
 
 def _error_elsewhere(
-    quadratic: Standardised, target: int, minimum: QuadraticMinimum, penalty: Penalty, seen: np.ndarray
+    quadratic: Standardised,
+    target: int,
+    minimum: QuadraticMinimum,
+    penalty: Penalty,
+    rounding: float,
+    seen: np.ndarray,
 ) -> float:
     """That of predictions for other rows, of a minimum within bounds or with an l1 penalty.
 
-    Columns count if rounding might let their coefficients move. Infinite where it hides whether there are
-    other minima.
+    Columns count if `rounding` of the gradient might let their coefficients move. Infinite where it hides
+    whether there are other minima.
     """
     spread = float(quadratic.target_spread[target])
-    error = float(_rounding(quadratic, minimum.coef[:, None])[target]) + max(float(minimum.pull.max()), 0.0)
+    error = rounding + max(float(minimum.pull.max()), 0.0)
     smallest = quadratic.smallest + float(penalty.l2.min())
     coarse = error * _coarse_gain(smallest, seen)
     if coarse <= NEGLIGIBLE * spread:
         return coarse
-    reach = error_of_rounding(quadratic.gram, penalty.l2, minimum, spread, quadratic.centred_roundoff)
+    # By how much predictions of its own rows may be off, and gradients of others with them.
+    if smallest > max(DEPENDENT, 4 * len(seen) * quadratic.centred_roundoff):
+        reach = error * math.sqrt(len(seen) / smallest)
+    else:
+        reach = error_of_rounding(quadratic.gram, penalty.l2, minimum, spread, quadratic.centred_roundoff)
     used = (minimum.pull >= -(error + reach)).nonzero()[0]
     among = used[:, None], used
     upper = cholesky(quadratic.gram[among] + np.diag(penalty.l2[used])) if reach < np.inf else None

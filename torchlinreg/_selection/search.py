@@ -46,7 +46,7 @@ MOMENT_SOLVERS = ("auto", "cholesky", "active_set")
 # A score from moments may be off by this: relatively for squared errors, absolutely for R2.
 SCORE_ERROR = 1e-10
 # Predictions for other scores may be off by this share of the residuals, and of y.
-PREDICTION_ERROR = 1e-11
+PREDICTION_ERROR = 3e-11
 # Gram matrices of more columns than this many times the rows cost more than fits by the rows.
 MOST_COLUMNS_PER_ROW = 2
 
