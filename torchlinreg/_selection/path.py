@@ -412,8 +412,9 @@ def _ridges(
     """Ridge coefficients for l2 penalties that differ by factors, shape (n_penalties, n_features).
 
     Beside them how far each objective may be above its minimum, and how errors of the gradient reach
-    predictions, of other rows if their second moments are given as `seen`. Where the penalties of unit columns are alike, one eigendecomposition serves all (20 of 50 features: 0.3 ms, as
-    20 factorisations; 100 of 200: 8 against 40 ms), and a refinement makes up for what it rounds.
+    predictions, of other rows if their second moments are given as `seen`. Where the penalties of unit
+    columns are alike, one eigendecomposition serves all (20 of 50 features: 0.3 ms, as 20 factorisations; 100
+    of 200: 8 against 40 ms), and a refinement makes up for what it rounds.
     """
     strength = l2.max(1)
     root = np.sqrt(l2[strength.argmax()] / strength.max()) if strength.any() else np.ones(l2.shape[1])

@@ -259,7 +259,9 @@ class Search:
         error = minima.error + rounding_of_predictions(test, quadratic, minima)
         if not by_moments:
             size = np.minimum(sums.root_mean_square, quadratic.target_spread)
-            return self._scores_of_models(fold, quadratic, minima, candidates, error <= PREDICTION_ERROR * size)
+            return self._scores_of_models(
+                fold, quadratic, minima, candidates, error <= PREDICTION_ERROR * size
+            )
         error = sums.rounding + sums.weight_sum * error * (2 * sums.root_mean_square + error)
         # Also false for NaN.
         found = np.all(error <= SCORE_ERROR * self._size(sums), axis=1)
