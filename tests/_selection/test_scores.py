@@ -7,7 +7,7 @@ import pytest
 import sklearn
 from scipy import sparse
 from sklearn.metrics import make_scorer, r2_score
-from sklearn.model_selection import GridSearchCV, KFold, LeaveOneOut, PredefinedSplit, ShuffleSplit
+from sklearn.model_selection import GridSearchCV, KFold, PredefinedSplit, ShuffleSplit
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, regularization_path
 
@@ -217,7 +217,7 @@ CVS = [
     4,
     KFold(3, shuffle=True, random_state=0),
     ShuffleSplit(2, test_size=0.3, random_state=1),
-    LeaveOneOut(),
+    ShuffleSplit(3, test_size=1, random_state=2),
 ]
 SCORINGS = [
     "neg_mean_squared_error",
@@ -247,7 +247,7 @@ def random_problem(seed):
         "alphas": [0.0, *10.0 ** rng.choice(np.arange(-12, 7), 3, replace=False)],
         "l1_ratio": float(rng.choice([0, 0, 0, 0.5, 1.0])),
         "cv": cv,
-        "scoring": SCORINGS[rng.integers(2 if isinstance(cv, LeaveOneOut) else len(SCORINGS))],
+        "scoring": SCORINGS[rng.integers(2 if len(splits[0][1]) < 2 else len(SCORINGS))],
         "fit_intercept": bool(rng.random() < 0.8),
         **[{"positive": True}, {"bounds": (-0.5, 0.5)}, {"bounds": (-1e6, 1e6)}, {}, {}, {}][rng.integers(6)],
     }
@@ -260,11 +260,11 @@ def random_problem(seed):
 
 
 @pytest.mark.parametrize(
-    "first", [0, *(pytest.param(first, marks=pytest.mark.exhaustive) for first in range(33, 1650, 33))]
+    "first", [0, *(pytest.param(first, marks=pytest.mark.exhaustive) for first in range(22, 1672, 22))]
 )
 def test_random_problems(first):
     wrong = []
-    for seed in range(first, first + 33):
+    for seed in range(first, first + 22):
         X, y, weight, options = random_problem(seed)
         try:
             assert_same_scores(X, y, weight, **options)
