@@ -251,17 +251,15 @@ class Search:
         test = self._scored(fold)
         minima = minima_of(quadratic, penalties, seen_by(test, quadratic))
         scoring = self._search.scoring
-        by_moments = scoring is None or (isinstance(scoring, str) and scoring in MOMENT_SCORES)
-        if by_moments and self._is_r2 and test.n_samples < 2:
+        if self._is_r2 and test.n_samples < 2:
             return ~none[0], none[1]  # not defined
         sums = self._sums(fold.number, test, quadratic, minima)
         # The estimator's own predictions are rounded as well.
         error = minima.error + rounding_of_predictions(test, quadratic, minima)
-        if not by_moments:
+        if not (scoring is None or isinstance(scoring, str)) or scoring not in MOMENT_SCORES:
             size = np.minimum(sums.root_mean_square, quadratic.target_spread)
-            return self._scores_of_models(
-                fold, quadratic, minima, candidates, error <= PREDICTION_ERROR * size
-            )
+            found = np.all(error <= PREDICTION_ERROR * size, axis=1)
+            return found, self._scores_of_models(fold.number, quadratic, minima, candidates, found)
         error = sums.rounding + sums.weight_sum * error * (2 * sums.root_mean_square + error)
         # Also false for NaN.
         found = np.all(error <= SCORE_ERROR * self._size(sums), axis=1)
@@ -274,7 +272,8 @@ class Search:
 
     @property
     def _is_r2(self) -> bool:
-        return self._search.scoring in (None, "r2")
+        scoring = self._search.scoring
+        return scoring is None or (isinstance(scoring, str) and scoring == "r2")
 
     def _scored(self, fold: FoldMoments) -> Moments:
         """Moments of the test rows as the scores weigh them."""
@@ -305,17 +304,16 @@ class Search:
 
     def _scores_of_models(
         self,
-        fold: FoldMoments,
+        number: int,
         quadratic: Standardised,
         minima: Minima,
         candidates: list[Candidate],
-        is_known: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that take predictions, of models made from the coefficients."""
-        found = is_known.all(1)
+        found: np.ndarray,
+    ) -> np.ndarray:
+        """Scores that take predictions, of models made from coefficients that were found."""
         scores = np.full(len(candidates), np.nan)
         coef, intercept = quadratic.in_users_units(minima.coef)
-        test = self._test_part(self._splits[fold.number])
+        test = self._test_part(self._splits[number])
         scorer = check_scoring(self._template, scoring=self._search.scoring)
         for index in found.nonzero()[0]:
             model = self._model(candidates[index])
@@ -331,7 +329,7 @@ class Search:
             )
             model._keep(solution, self._problem.blocks)
             scores[index] = scorer(model, test.X, test.y, **test.score_params)
-        return found, scores
+        return scores
 
     def _data_of(self, number: int) -> _SplitData:
         split = self._splits[number]
