@@ -125,9 +125,10 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
     training set are sums of the others', and coefficients and scores follow from them: R2, and mean squared
     errors with and without root. Splits whose test sets do not share out the rows are read split by split.
     Other scorers see predictions of the coefficients so found. Wherever moments would leave fewer than ten
-    digits of a score (nearly dependent columns, nearly perfect fits), for other losses, and for more than
-    twice as many features as rows (with an l1 penalty, from about 1800 features on), combinations are fitted
-    and scored as by `GridSearchCV`, on `n_jobs`.
+    digits of a score (test rows far along directions in which the training rows hardly vary, several optima,
+    nearly perfect fits), for other losses, and for more than twice as many features as rows (with an l1
+    penalty, from about 1800 features on), combinations are fitted and scored as by `GridSearchCV`, on
+    `n_jobs`. float32 data are scored in float64, without the rounding of a float32 model.
 
     Examples
     --------

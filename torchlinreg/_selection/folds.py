@@ -44,13 +44,14 @@ class Rows:
 
 
 class Split(NamedTuple):
-    """The indices of a split; `train` is None where it is all rows that are not tested."""
+    """The indices of a split; `train` is None where it is all rows that are not tested, in sequence."""
 
     train: np.ndarray | None
     test: np.ndarray
+    trains_on_rest: bool  # on all rows that are not tested, each once
 
     def train_index(self, n_samples: int) -> np.ndarray:
-        """The rows to train on."""
+        """The rows to train on, in the splitter's order: rounding of a fit depends on it."""
         if self.train is not None:
             return self.train
         mask = np.ones(n_samples, dtype=bool)
@@ -73,7 +74,9 @@ def splits_of(pairs: Iterable[tuple[Any, Any]], n_samples: int) -> list[Split]:
         for name, index in (("train", train), ("test", test)):
             if len(index) == 0:
                 raise ValueError(f"Split {number} of cv has no {name} rows; use another splitter.")
-        splits.append(Split(None if _is_complement(train, test, n_samples) else train, test))
+        rest = _is_complement(train, test, n_samples)
+        in_sequence = rest and bool((np.diff(train) > 0).all())
+        splits.append(Split(None if in_sequence else train, test, rest))
     if not splits:
         raise ValueError("cv gives no splits; use another splitter, such as cv=5.")
     return splits
@@ -120,7 +123,7 @@ def fold_moments(blocks: RowBlocks, frame: Frame, splits: list[Split]) -> Iterat
     together; their training moments are sums of the others' test moments, never differences, which would
     cancel. Other splits read what they train and test on.
     """
-    of_rows = _moments_of_rows(blocks, frame)
+    of_rows = moments_of(blocks, frame)
     for first, last in _partitions(splits, blocks.n_samples):
         group = range(first, last)
         if last - first > 1:
@@ -129,7 +132,7 @@ def fold_moments(blocks: RowBlocks, frame: Frame, splits: list[Split]) -> Iterat
             yield from (FoldMoments(number, *pair) for number, pair in zip(group, moments, strict=True))
         else:
             split = splits[first]
-            train = of_rows(rows_of(split.train_index(blocks.n_samples)))
+            train = of_rows(rows_of(np.sort(split.train_index(blocks.n_samples))))
             yield FoldMoments(first, train, of_rows(rows_of(split.test)))
 
 
@@ -141,7 +144,7 @@ def _partitions(splits: list[Split], n_samples: int) -> Iterator[tuple[int, int]
         last, n_tested = first, 0
         while last < len(splits) and n_tested < n_samples:
             split = splits[last]
-            if split.train is not None or tested[split.test].any():
+            if not split.trains_on_rest or tested[split.test].any():
                 break
             tested[split.test] = True
             n_tested += len(split.test)
@@ -152,8 +155,13 @@ def _partitions(splits: list[Split], n_samples: int) -> Iterator[tuple[int, int]
         first = last
 
 
-def _moments_of_rows(blocks: RowBlocks, frame: Frame) -> Callable[[Rows], Moments]:
-    of = MomentsOf(frame)
+def moments_of(blocks: RowBlocks, frame: Frame, *, weighted: bool = True) -> Callable[[Rows], Moments]:
+    """What forms the moments of some rows."""
+    each = MomentsOf(frame)
+
+    def of(block: Block) -> Moments:
+        return each(block if weighted else block._replace(weight=None))
+
     n_at_once = rows_at_once(blocks)
 
     def moments_of_rows(rows: Rows) -> Moments:

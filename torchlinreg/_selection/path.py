@@ -13,7 +13,7 @@ import torch
 
 from torchlinreg._checks import as_numbers, check_flag, check_number
 from torchlinreg._data.rows import Block, RowBlocks, as_row_blocks, tensor_blocks
-from torchlinreg._linalg.cholesky import TORCH_SIZE, cholesky, solve_upper
+from torchlinreg._linalg.cholesky import TORCH_SIZE, cholesky, inverse_of_upper, solve_upper
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.moments import Moments
 from torchlinreg._moments.standardised import Standardised, standardised
@@ -36,6 +36,8 @@ from torchlinreg.losses import Loss, as_loss
 PREDICTION_ERROR = 1e-11
 # Unit columns with a smaller eigenvalue depend on each other, or nearly so.
 DEPENDENT = 1e-6
+# Where errors of the gradient reach predictions as less than this share of y, directions need no closer look.
+NEGLIGIBLE = 1e-12
 # The pull on each coefficient at the null model is known to so many digits, for the squared error and for
 # other losses: a grid begins a little above.
 ABOVE_EXACT_NULL, ABOVE_NULL = 1 + 1e-13, 1 + 1e-6
@@ -245,77 +247,136 @@ class Minima:
     """Standardised coefficients for several penalties, and how well they are known."""
 
     coef: np.ndarray  # shape: (n_penalties, n_features, n_targets)
-    error: np.ndarray  # of the predictions, root mean square; shape: (n_penalties, n_targets)
+    error: np.ndarray  # of the predictions of some rows, root mean square; shape: (n_penalties, n_targets)
     excess: np.ndarray  # of the objective above its minimum, summed over the targets; shape: (n_penalties,)
 
 
-def minima_of(quadratic: Standardised, penalties: Sequence[Penalty]) -> Minima:
+def minima_of(
+    quadratic: Standardised, penalties: Sequence[Penalty], seen: np.ndarray | None = None
+) -> Minima:
     """Minimise the quadratic with each of the penalties: of one shape, and neighbours alike.
 
     The error is infinite where no minimum was found. It comes from the rounding of the moments, which reaches
-    predictions magnified by the inverse smallest singular value.
+    predictions of the same rows magnified by the inverse smallest singular value, and those of other rows by
+    how far they lie along directions in which the first hardly vary. `seen` holds second moments of the other
+    rows, about the means and in the units of the quadratic; there only a unique minimum has a finite error.
     """
     with torch_first():
-        return _minima_of(quadratic, [penalty.scaled(quadratic.unit) for penalty in penalties])
+        return _minima_of(quadratic, [penalty.scaled(quadratic.unit) for penalty in penalties], seen)
 
 
-def _minima_of(quadratic: Standardised, scaled: list[Penalty]) -> Minima:
+def _minima_of(quadratic: Standardised, scaled: list[Penalty], seen: np.ndarray | None) -> Minima:
     """For penalties of standardised coefficients."""
     shape = (len(scaled), *quadratic.cross.shape)
-    coef, excess, smallest = np.zeros(shape), np.zeros(len(scaled)), np.zeros(shape[::2])
+    coef, excess, error = np.zeros(shape), np.zeros(len(scaled)), np.full(shape[::2], np.inf)
     by_ridge = np.array([penalty.is_ridge for penalty in scaled])
     ridges = by_ridge.nonzero()[0]
     if len(ridges):
         l2 = np.stack([scaled[index].l2 for index in ridges])
-        coef[ridges], excess[ridges], floor = _ridges(quadratic, l2)
-        smallest[ridges] = floor[:, None]
+        coef[ridges], excess[ridges], gain = _ridges(quadratic, l2, seen)
+        with np.errstate(invalid="ignore"):
+            error[ridges] = _rounding(quadratic, coef[ridges]) * gain[:, None]
     others = (~by_ridge).nonzero()[0]
     # Of several minima the solvers, who read the rows, find the one of least norm.
     dependent = quadratic.smallest <= DEPENDENT
     has_ties = [not (penalty.l1.any() or penalty.l2.all()) for penalty in scaled]
-    error = np.zeros(smallest.shape)
+    known = []
     for target in range(shape[2]):
         found = _along(quadratic, quadratic.cross[:, target], [scaled[index] for index in others])
         for index, minimum in zip(others, found, strict=True):
             coef[index, :, target] = minimum.coef
             excess[index] += minimum.optimality
-            if dependent and has_ties[index]:
-                continue
-            if minimum.converged and not dependent:
-                smallest[index, target] = quadratic.smallest
-            elif minimum.converged:
-                smallest[index, target], error[index, target], more = _known(
-                    quadratic, target, minimum, scaled[index]
-                )
-                excess[index] += more
-    size = np.sqrt((coef**2).sum(1)) + quadratic.target_spread
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = np.maximum(error, quadratic.centred_roundoff * size / np.sqrt(smallest))
-    return Minima(coef, np.where(np.isfinite(coef).all(1), error, np.inf), excess)
+            if minimum.converged and not (dependent and has_ties[index]):
+                known.append((index, target, minimum))
+    rounding = _rounding(quadratic, coef)
+    for index, target, minimum in known:
+        if seen is not None:
+            error[index, target] = _error_elsewhere(
+                quadratic, target, minimum, scaled[index], float(rounding[index, target]), seen
+            )
+        elif dependent:
+            error[index, target], more = _known(quadratic, target, minimum, scaled[index])
+            excess[index] += more
+        else:
+            error[index, target] = rounding[index, target] * quadratic.smallest**-0.5
+    return Minima(coef, np.where(np.isfinite(coef).all(1) & ~np.isnan(error), error, np.inf), excess)
+
+
+def _rounding(quadratic: Standardised, coef: np.ndarray) -> np.ndarray:
+    """What rounding of the products makes of each entry of the gradient; shape (..., n_targets)."""
+    size = np.sqrt((coef**2).sum(-2)) + quadratic.target_spread
+    return quadratic.centred_roundoff * size
+
+
+def _error_elsewhere(
+    quadratic: Standardised,
+    target: int,
+    minimum: QuadraticMinimum,
+    penalty: Penalty,
+    rounding: float,
+    seen: np.ndarray,
+) -> float:
+    """That of predictions for other rows, of a minimum within bounds or with an l1 penalty.
+
+    Columns count if `rounding` of the gradient might let their coefficients move. Infinite where it hides
+    whether there are other minima.
+    """
+    spread = float(quadratic.target_spread[target])
+    error = rounding + max(float(minimum.pull.max()), 0.0)
+    smallest = quadratic.smallest + float(penalty.l2.min())
+    coarse = error * _coarse_gain(smallest, seen)
+    if coarse <= NEGLIGIBLE * spread:
+        return coarse
+    # By how much predictions of its own rows may be off, and gradients of others with them.
+    if smallest > max(DEPENDENT, 4 * len(seen) * quadratic.centred_roundoff):
+        reach = error * math.sqrt(len(seen) / smallest)
+    else:
+        reach = error_of_rounding(quadratic.gram, penalty.l2, minimum, spread, quadratic.centred_roundoff)
+    used = (minimum.pull >= -(error + reach)).nonzero()[0]
+    among = used[:, None], used
+    upper = cholesky(quadratic.gram[among] + np.diag(penalty.l2[used])) if reach < np.inf else None
+    return np.inf if upper is None else error * _gain(upper, np.ones(len(used)), seen[among])
+
+
+def _coarse_gain(smallest: float, seen: np.ndarray) -> float:
+    """A bound on `_gain`, from the smallest eigenvalue."""
+    return math.hypot(1.0, math.sqrt(seen.trace()) / smallest) if smallest > 0 else np.inf
+
+
+def _gain(upper: np.ndarray, norm: np.ndarray, seen: np.ndarray) -> float:
+    """How errors of the gradient, alike and independent, reach predictions.
+
+    That is ``|S^1/2 H^-1|_F`` for rows with second moments S and a Hessian H, of which `upper` is the factor
+    in columns of unit norm; the intercept adds the error itself.
+    """
+    inverse = np.triu(inverse_of_upper(upper))
+    inverse = (inverse @ inverse.T) / norm[:, None] / norm
+    return math.sqrt(1 + max(float(((seen @ inverse) * inverse).sum()), 0.0))
 
 
 def _known(
     quadratic: Standardised, target: int, minimum: QuadraticMinimum, penalty: Penalty
-) -> tuple[float, float, float]:
+) -> tuple[float, float]:
     """How well a minimum over columns that depend on each other, or nearly so, is known.
 
-    The smallest eigenvalue of the columns that are used, an error of the predictions, and how much more the
-    objective may be above its minimum.
+    An error of the predictions, and how much more the objective may be above its minimum.
     """
     size = float(quadratic.target_spread[target])
     error = error_of_rounding(quadratic.gram, penalty.l2, minimum, size, quadratic.centred_roundoff)
     if error < np.inf:
-        return 1.0, error, 0.0
+        return error, 0.0
     # Others would do as well as some of these columns, or rounding of the moments hides that they would not.
     coef = minimum.coef
     square = size**2 - 2 * float(quadratic.cross[:, target] @ coef) + float(coef @ quadratic.gram @ coef)
     value = max(square, 0.0) / 2 + float(penalty.value(coef))
     more = first_order_gap(value, penalty, minimum, size, quadratic.centred_roundoff)
     if not more <= SMALL_GAP * size**2:
-        return 0.0, np.inf, 0.0
+        return np.inf, 0.0
     used = coef.nonzero()[0]
     block = quadratic.gram[np.ix_(used, used)] + np.diag(penalty.l2[used])
-    return max(float(np.linalg.eigvalsh(block)[0]), 0.0) if len(used) else 1.0, 0.0, more
+    smallest = float(np.linalg.eigvalsh(block)[0]) if len(used) else 1.0
+    rounding = float(_rounding(quadratic, coef[:, None])[target])
+    return rounding * smallest**-0.5 if smallest > 0 else np.inf, more
 
 
 def _along(
@@ -345,17 +406,20 @@ def _along(
         yield found
 
 
-def _ridges(quadratic: Standardised, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ridges(
+    quadratic: Standardised, l2: np.ndarray, seen: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ridge coefficients for l2 penalties that differ by factors, shape (n_penalties, n_features).
 
-    Beside them how far each objective may be above its minimum, and bounds on the smallest eigenvalues. Where
-    the penalties of unit columns are alike, one eigendecomposition serves all (20 of 50 features: 0.3 ms, as
-    20 factorisations; 100 of 200: 8 against 40 ms), and a refinement makes up for what it rounds.
+    Beside them how far each objective may be above its minimum, and how errors of the gradient reach
+    predictions, of other rows if their second moments are given as `seen`. Where the penalties of unit
+    columns are alike, one eigendecomposition serves all (20 of 50 features: 0.3 ms, as 20 factorisations; 100
+    of 200: 8 against 40 ms), and a refinement makes up for what it rounds.
     """
     strength = l2.max(1)
     root = np.sqrt(l2[strength.argmax()] / strength.max()) if strength.any() else np.ones(l2.shape[1])
     if not root.min() * LARGEST_SPREAD >= 1:
-        return _ridges_by_factors(quadratic, l2)
+        return _ridges_by_factors(quadratic, l2, seen)
     values, vectors = _eigen(quadratic.gram / root[:, None] / root)
     values = np.maximum(values, 0.0)
 
@@ -368,7 +432,14 @@ def _ridges(quadratic: Standardised, l2: np.ndarray) -> tuple[np.ndarray, np.nda
         coef = solve(quadratic.cross)
         coef += solve(_ridge_gradient(quadratic, l2, coef))
         gradient = _ridge_gradient(quadratic, l2, coef)
-        return coef, (gradient**2).sum((1, 2)) / floor / 2, floor
+        gain = floor**-0.5
+        if seen is not None:
+            gain = np.array([_coarse_gain(smallest, seen) for smallest in floor])
+            if quadratic.centred_roundoff * gain.max() > NEGLIGIBLE:
+                along = vectors / root[:, None]
+                reach = np.sqrt(np.maximum(((seen @ along) * along).sum(0), 0.0)) / root.min()
+                gain = np.sqrt(1 + ((reach / (values + strength[:, None])) ** 2).sum(1))
+        return coef, (gradient**2).sum((1, 2)) / floor / 2, gain
 
 
 def _ridge_gradient(quadratic: Standardised, l2: np.ndarray, coef: np.ndarray) -> np.ndarray:
@@ -384,10 +455,12 @@ def _eigen(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, vectors
 
 
-def _ridges_by_factors(quadratic: Standardised, l2: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ridges_by_factors(
+    quadratic: Standardised, l2: np.ndarray, seen: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same with a factorisation for each, which keeps its accuracy in columns of any units."""
     coef = np.full((len(l2), *quadratic.cross.shape), np.nan)
-    excess = np.zeros(len(l2))
+    excess, gain = np.zeros(len(l2)), np.full(len(l2), np.inf)
     for index, penalty in enumerate(l2):
         norm = np.sqrt(1 + penalty)
         matrix = quadratic.gram / norm[:, None] / norm
@@ -397,7 +470,14 @@ def _ridges_by_factors(quadratic: Standardised, l2: np.ndarray) -> tuple[np.ndar
             coef[index] = solve_upper(upper, quadratic.cross / norm[:, None]) / norm[:, None]
             gradient = _ridge_gradient(quadratic, penalty[None], coef[index])[0] / norm[:, None]
             excess[index] = float((gradient * solve_upper(upper, gradient)).sum()) / 2
-    return coef, excess, quadratic.smallest + l2.min(1)
+            smallest = quadratic.smallest + penalty.min()
+            if seen is not None:
+                gain[index] = _coarse_gain(smallest, seen)
+                if quadratic.centred_roundoff * gain[index] > NEGLIGIBLE:
+                    gain[index] = _gain(upper, norm, seen)
+            elif smallest > 0:
+                gain[index] = smallest**-0.5
+    return coef, excess, gain
 
 
 def largest_alpha(problem: Problem, quadratic: Standardised | None, l1_ratio: float) -> float:

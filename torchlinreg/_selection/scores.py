@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
+from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.moments import Moments, symmetric
 from torchlinreg._moments.standardised import Standardised
 from torchlinreg._selection.folds import Rows
@@ -21,6 +22,7 @@ class Sums(NamedTuple):
     total: np.ndarray  # squared deviations from the mean; shape: (n_targets,)
     weight_sum: float
     rounding: np.ndarray | float  # of `residual`
+    total_rounding: np.ndarray | float  # of `total`
 
     @property
     def root_mean_square(self) -> np.ndarray:
@@ -37,6 +39,33 @@ class Sums(NamedTuple):
             share = self.residual / self.total
         # Of a constant target, R2 is 1 for a perfect prediction and 0 for any other.
         return 1 - np.where(self.total > 0, share, np.where(self.residual > 0, 1.0, 0.0)).mean(1)
+
+
+def seen_by(test: Moments, quadratic: Standardised) -> np.ndarray:
+    """Second moments of test rows about the means and in the units of the quadratic, as `minima_of` asks for.
+
+    Rounding of the moments may hide how far rows lie along a direction, and is added to all.
+    """
+    raw = symmetric(test.raw).cpu().numpy()
+    inside = slice(1, 1 + len(quadratic.unit))
+    seen = raw[inside, inside] / raw[0, 0] / quadratic.unit[:, None] / quadratic.unit
+    rounding = test.roundoff * seen.trace()
+    mean, center = raw[0, inside] / raw[0, 0] / quadratic.unit, quadratic.mean[: len(seen)] / quadratic.unit
+    seen -= np.outer(mean, mean)
+    seen += np.outer(mean - center, mean - center)
+    seen.ravel()[:: len(seen) + 1] += rounding
+    return seen
+
+
+def rounding_of_predictions(test: Moments, quadratic: Standardised, minima: Minima) -> np.ndarray:
+    """What a model's own rounding makes of its predictions for the test rows; (n_candidates, n_targets).
+
+    Sums of up to some hundred products, in the lanes of a processor, mostly round by less.
+    """
+    raw = test.raw.diagonal().cpu().numpy()[1 : 1 + len(quadratic.unit)] / float(test.raw[0, 0])
+    size = np.sqrt(raw) + np.abs(quadratic.shift[: len(raw)])
+    coef, intercept = quadratic.in_users_units(minima.coef)
+    return EPS * (np.einsum("j,ajk->ak", size, np.abs(coef)) + np.abs(intercept))
 
 
 def sums_of_moments(test: Moments, quadratic: Standardised, minima: Minima) -> Sums:
@@ -58,7 +87,8 @@ def sums_of_moments(test: Moments, quadratic: Standardised, minima: Minima) -> S
     residual = total - 2 * cross + explained + weight_sum * mean_residual**2
     root = np.sqrt(raw.diagonal()[1:])
     size = root[targets] + np.einsum("j,ajk->ak", root[inside], np.abs(coef))
-    return Sums(residual, total, weight_sum, test.roundoff * size**2)
+    rounding = test.roundoff * size**2
+    return Sums(residual, total, weight_sum, rounding, test.roundoff * root[targets] ** 2)
 
 
 def sums_of_rows(
@@ -85,6 +115,7 @@ def sums_of_rows(
         (weight @ residual.square_()).cpu().numpy().reshape(shape),
         (weight @ deviation.square()).cpu().numpy(),
         weight_sum,
+        0.0,
         0.0,
     )
 

@@ -21,9 +21,8 @@ from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty, penalty_of
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg._selection.folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, rows_of
+from torchlinreg._selection.folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, moments_of, rows_of
 from torchlinreg._selection.path import (
-    PREDICTION_ERROR,
     Minima,
     alpha_grid,
     largest_alpha,
@@ -31,7 +30,13 @@ from torchlinreg._selection.path import (
     quadratic_of,
     sharing_moments,
 )
-from torchlinreg._selection.scores import Sums, sums_of_moments, sums_of_rows
+from torchlinreg._selection.scores import (
+    Sums,
+    rounding_of_predictions,
+    seen_by,
+    sums_of_moments,
+    sums_of_rows,
+)
 from torchlinreg._solvers import choose_solver, solve
 from torchlinreg.losses import as_loss
 
@@ -40,6 +45,8 @@ MOMENT_SCORES = (None, "r2", "neg_mean_squared_error", "neg_root_mean_squared_er
 MOMENT_SOLVERS = ("auto", "cholesky", "active_set")
 # A score from moments may be off by this: relatively for squared errors, absolutely for R2.
 SCORE_ERROR = 1e-10
+# Predictions for other scores may be off by this share of the residuals, and of y.
+PREDICTION_ERROR = 3e-11
 # Gram matrices of more columns than this many times the rows cost more than fits by the rows.
 MOST_COLUMNS_PER_ROW = 2
 
@@ -226,7 +233,7 @@ class Search:
         folds: Iterable[FoldMoments] = fold_moments(blocks, frame, self._splits)
         if n_bytes <= MOMENTS_BYTES:
             folds = list(folds)
-            if self._splits[0].train is None:
+            if self._splits[0].trains_on_rest:
                 total = Moments.merge(folds[0].train, folds[0].test)
                 if total.is_sound:
                     problem.__dict__["moments"] = total
@@ -241,43 +248,72 @@ class Search:
         quadratic = quadratic_of(fold.train, blocks.n_features, self._problem.fit_intercept)
         if quadratic is None:
             return none
-        minima = minima_of(quadratic, penalties)
+        test = self._scored(fold)
+        minima = minima_of(quadratic, penalties, seen_by(test, quadratic))
         scoring = self._search.scoring
-        if not (scoring is None or isinstance(scoring, str)) or scoring not in MOMENT_SCORES:
-            return self._scores_of_models(fold, quadratic, minima, candidates)
-        if scoring in (None, "r2") and fold.test.n_samples < 2:
+        if self._is_r2 and test.n_samples < 2:
             return ~none[0], none[1]  # not defined
-        sums = self._sums(fold, quadratic, minima)
-        error = sums.rounding + sums.weight_sum * minima.error * (2 * sums.root_mean_square + minima.error)
-        size = np.broadcast_to(sums.total, sums.residual.shape) if scoring in (None, "r2") else sums.residual
+        sums = self._sums(fold.number, test, quadratic, minima)
+        # The estimator's own predictions are rounded as well.
+        error = minima.error + rounding_of_predictions(test, quadratic, minima)
+        if not (scoring is None or isinstance(scoring, str)) or scoring not in MOMENT_SCORES:
+            size = np.minimum(sums.root_mean_square, quadratic.target_spread)
+            found = np.all(error <= PREDICTION_ERROR * size, axis=1)
+            return found, self._scores_of_models(fold.number, quadratic, minima, candidates, found)
+        error = sums.rounding + sums.weight_sum * error * (2 * sums.root_mean_square + error)
         # Also false for NaN.
-        found = np.all(error <= SCORE_ERROR * size, axis=1)
+        found = np.all(error <= SCORE_ERROR * self._size(sums), axis=1)
         return found, sums.score(scoring)
 
-    def _sums(self, fold: FoldMoments, quadratic: Standardised, minima: Minima) -> Sums:
+    @property
+    def _weighs_scores(self) -> bool:
+        """Whether weights of the rows, if there are any, count in the scores."""
+        return self._problem.blocks.weight is None or "sample_weight" in self._score_params
+
+    @property
+    def _is_r2(self) -> bool:
+        scoring = self._search.scoring
+        return scoring is None or (isinstance(scoring, str) and scoring == "r2")
+
+    def _scored(self, fold: FoldMoments) -> Moments:
+        """Moments of the test rows as the scores weigh them."""
+        if self._weighs_scores:
+            return fold.test
+        of_rows = moments_of(self._problem.blocks, fold.test.frame, weighted=False)
+        return of_rows(rows_of(self._splits[fold.number].test))
+
+    def _size(self, sums: Sums) -> np.ndarray:
+        """What errors of the squared residuals are relative to."""
+        return np.maximum(sums.residual, sums.total) if self._is_r2 else sums.residual
+
+    def _sums(self, number: int, test: Moments, quadratic: Standardised, minima: Minima) -> Sums:
         """Squared residuals and deviations of the test rows, from moments where they leave enough digits."""
         blocks = self._problem.blocks
-        weight = blocks.weight
-        scored_weight = weight if "sample_weight" in self._score_params else None
         n_models = minima.coef.shape[0] * minima.coef.shape[2]
-        n_test = fold.test.n_samples
-        if scored_weight is weight and n_test > min(n_models, blocks.n_features):
+        if test.n_samples > min(n_models, blocks.n_features):
             with torch_first():
-                sums = sums_of_moments(fold.test, quadratic, minima)
-            size = sums.total if self._search.scoring in (None, "r2") else sums.residual
-            if (sums.rounding <= SCORE_ERROR * size).all():
+                sums = sums_of_moments(test, quadratic, minima)
+            known = minima.error < np.inf
+            enough = (sums.rounding <= SCORE_ERROR * self._size(sums)) | ~known
+            if self._is_r2:
+                enough &= sums.total_rounding <= SCORE_ERROR * sums.total
+            if enough.all():
                 return sums
-        rows = rows_of(self._splits[fold.number].test)
-        return sums_of_rows(blocks, rows, quadratic, minima, weighted=scored_weight is not None)
+        rows = rows_of(self._splits[number].test)
+        return sums_of_rows(blocks, rows, quadratic, minima, weighted=self._weighs_scores)
 
     def _scores_of_models(
-        self, fold: FoldMoments, quadratic: Standardised, minima: Minima, candidates: list[Candidate]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores that take predictions, of models made from the coefficients."""
-        found = np.all(minima.error <= PREDICTION_ERROR * quadratic.target_spread, axis=1)
+        self,
+        number: int,
+        quadratic: Standardised,
+        minima: Minima,
+        candidates: list[Candidate],
+        found: np.ndarray,
+    ) -> np.ndarray:
+        """Scores that take predictions, of models made from coefficients that were found."""
         scores = np.full(len(candidates), np.nan)
         coef, intercept = quadratic.in_users_units(minima.coef)
-        test = self._test_part(self._splits[fold.number])
+        test = self._test_part(self._splits[number])
         scorer = check_scoring(self._template, scoring=self._search.scoring)
         for index in found.nonzero()[0]:
             model = self._model(candidates[index])
@@ -293,7 +329,7 @@ class Search:
             )
             model._keep(solution, self._problem.blocks)
             scores[index] = scorer(model, test.X, test.y, **test.score_params)
-        return found, scores
+        return scores
 
     def _data_of(self, number: int) -> _SplitData:
         split = self._splits[number]
