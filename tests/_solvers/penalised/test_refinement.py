@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from reference.elastic_net import ExactElasticNet
+from benchmarks.exact_elastic_net import ExactElasticNet
 from scipy import sparse
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, regularization_path
