@@ -438,8 +438,8 @@ class _Exact:
     def _best_constant(self) -> Fraction:
         if self.loss.kind == "quadratic":
             return sum((w * y for w, y in zip(self.share, self.y, strict=True)), NOTHING)
-        values = sorted(set(self.y))
-        low, high = float(values[0]), float(values[-1])
+        values = [float(value) for value in self.y]
+        low, high = min(values), max(values)
 
         def of(constant: float) -> float:
             return _rounded(self._mean_loss([Fraction(constant) - y for y in self.y]))
@@ -447,7 +447,11 @@ class _Exact:
         def between(share: float) -> float:
             return low + share * (high - low)
 
-        candidates = [low, float(values[len(values) // 2]), high]
+        if self.loss.kind == "piecewise_linear":
+            kinks = self.loss.pieces().positions
+            return Fraction(min((value + kink for value in values for kink in kinks), key=of))
+        low, high = (low - 1, high + 1) if self.trial.loss == "callable" else (low, high)
+        candidates = [low, sorted(values)[len(values) // 2], high]
         candidates.append(_rounded(sum(w * y for w, y in zip(self.share, self.y, strict=True))))
         unit = of(low) or 1.0
         inside = minimize_scalar(lambda share: of(between(share)) / unit, bounds=(0, 1), method="bounded")
