@@ -48,7 +48,7 @@ LEAST_GAP = 1e-15
 ZERO = 1e-9
 # Relative error of others where 12 digits are claimed.
 DIGITS = 1e-11
-# Exact optima are found for so many features at most, by elimination and by trying all pieces of an l1 penalty.
+# Exact optima are found for so many features, by elimination and by trying all pieces of a penalty.
 ELIMINATED, PIECEWISE = 8, 3
 # Seconds are spent on what trains for longer.
 MAX_EPOCHS = 300

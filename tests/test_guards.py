@@ -1,4 +1,4 @@
-"""Fits of random problems of every kind are not above the best constant, nor nearer to an optimum than claimed."""
+"""Random problems of every kind: no fit is above the best constant, or nearer to its optimum than it is."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
 from torchlinreg._solvers.best_constant import not_above_constant
+from torchlinreg._solvers.least_squares.normal_equations import solve_cholesky
 from torchlinreg.losses import LOSSES, Quantile
 
 SEEDS_AT_ONCE = 20
@@ -87,8 +88,6 @@ def test_a_dense_ordinary_fit_proves_itself():
     rng = np.random.default_rng(0)
     X = rng.standard_normal((50, 3)) + 10
     y = X @ [1.0, 2.0, 3.0] + rng.standard_normal(50)
-    from torchlinreg._solvers.least_squares.normal_equations import solve_cholesky
-
     problem = Problem(as_row_blocks(X, y), ridge(0.0, 3))
     assert solve_cholesky(problem, 1e-12, None).proven
 

@@ -45,9 +45,9 @@ class Status(Enum):
         "dependent columns, or use a convex loss."
     )
     CONSTANT = (
-        "No coefficients were found that predict these rows better than a constant does, so all of a target "
-        "are 0: the problem is too badly conditioned for float64, or the loss is not convex. Bring X and y to "
-        "ordinary units and means near 0, remove nearly dependent columns, or use a convex loss."
+        "No coefficients were found that predict the rows better than a constant does, so the constant was "
+        "taken: the problem is too badly conditioned for float64, or the loss is not convex. Bring X and y "
+        "to ordinary units and means near 0, remove nearly dependent columns, or use a convex loss."
     )
     CALLBACK = "Training ended because a callback asked for it."
     ONE_PASS = "partial_fit made one pass of the optimizer over the rows of its last call."

@@ -1,7 +1,7 @@
 """No solution is above the best constant: a last line of defence behind what solvers prove of themselves.
 
-The objective of a model comes from its residuals on the rows, in float64 and, where that is too much, to about
-60 bits. That of the best constant is bounded from below by tangents of the mean loss, a convex function of
+The objective of a model comes from its residuals on the rows, in float64 and, where that is too much, to 60
+bits. That of the best constant is bounded from below by tangents of the mean loss, a convex function of
 the constant, until the two tell which is lower.
 """
 

@@ -107,8 +107,8 @@ class Fit:
     def is_below_constant(self) -> bool:
         """Whether the explained part is more than errors and rounding of the predictions could undo.
 
-        With ``H`` the Gram matrix and the ridge, the objective at c is ``|c - optimum|^2 / 2`` in its norm above
-        the optimum's, that at 0 ``|optimum|^2 / 2``.
+        In the norm of the Gram matrix, the ridge included, the objective at c is ``|c - optimum|^2 / 2``
+        above the optimum's, that at 0 ``|optimum|^2 / 2``.
         """
         first = self.n_intercepts
         shift, scale = self.units
