@@ -46,6 +46,7 @@ ORDER = [
     "torchlinreg._solvers.least_squares.whitening",
     "torchlinreg._solvers.least_squares",
     "torchlinreg._solvers.null_space",
+    "torchlinreg._solvers.best_constant",
     "torchlinreg._solvers.penalised.quadratic",
     "torchlinreg._solvers.penalised.units",
     "torchlinreg._solvers.penalised.refinement",

@@ -730,6 +730,12 @@ class TorchLinearRegressor(
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )
+        if solution.status is Status.CONSTANT:
+            warnings.warn(
+                f"Solver {solution.solver!r}: {self.status_.message}",
+                ConvergenceWarning,
+                stacklevel=stacklevel,
+            )
         if solution.status is Status.NEARLY_DEPENDENT:
             warnings.warn(
                 f"Rank {solution.rank} of {len(solution.coef)} columns: {self.status_.message}",

@@ -44,6 +44,11 @@ class Status(Enum):
         "too badly conditioned for float64, or the loss is not convex. Use alpha > 0, remove nearly "
         "dependent columns, or use a convex loss."
     )
+    CONSTANT = (
+        "No coefficients were found that predict the rows better than a constant does, so the constant was "
+        "taken: the problem is too badly conditioned for float64, or the loss is not convex. Bring X and y "
+        "to ordinary units and means near 0, remove nearly dependent columns, or use a convex loss."
+    )
     CALLBACK = "Training ended because a callback asked for it."
     ONE_PASS = "partial_fit made one pass of the optimizer over the rows of its last call."
 
@@ -106,6 +111,7 @@ class Solution:
 
     `error` is an estimate of the largest relative error of a coefficient or intercept; 0 where `tol` is met.
     `optimality` is that of `FitStatus`, and `scale` the estimated scale of the residuals, per target.
+    `proven` says that the objective is known to be at most that of the best constant.
     The others are of trained models: `distance` is that of `FitStatus`, the curves have a loss per epoch.
     """
 
@@ -119,6 +125,7 @@ class Solution:
     error: float
     optimality: float | None = None
     scale: np.ndarray | None = None
+    proven: bool = False
     distance: float | None = None
     loss_curve: list[float] | None = None
     validation_loss_curve: list[float] | None = None

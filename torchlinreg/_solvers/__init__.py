@@ -16,6 +16,7 @@ from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
+from torchlinreg._solvers.best_constant import not_above_constant
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.least_squares.dual import is_wide, solve_dual
 from torchlinreg._solvers.least_squares.normal_equations import solve_accumulated, solve_cholesky, solve_exact
@@ -97,7 +98,8 @@ def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> So
     def again(other: Problem) -> Solution:
         return run(other, min(tol, LEAST_TOL), max_iter)
 
-    return with_least_norm(problem, run(problem, tol, max_iter), again, tol)
+    solution = with_least_norm(problem, run(problem, tol, max_iter), again, tol)
+    return not_above_constant(problem, solution)
 
 
 def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:

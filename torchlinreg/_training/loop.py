@@ -24,6 +24,7 @@ from torchlinreg._data.rows import RowBlocks
 from torchlinreg._objective.evaluate import mean_losses
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.best_constant import not_above_constant
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
 from torchlinreg._training.coordinates import (
     Coordinates,
@@ -119,8 +120,8 @@ def train(problem: Problem, training: Training) -> Solution:
     loop = _Loop(problem, replace(training, start=start), coordinates, landscape)
     if training.resume is not None:
         loop.load(training.resume)
-    status = loop.run()
-    return _solution(loop, status)
+    solution = _solution(loop, loop.run())
+    return not_above_constant(problem, solution) if automatic else solution
 
 
 def _start_of(state: Mapping[str, Any]) -> Model | None:

@@ -195,7 +195,7 @@ class Landscape:
                 weight *= block.weight
             columns = rows @ matrix
             if self.fit_intercept:
-                columns = torch.cat([columns, torch.ones_like(columns[:, :1])], dim=1)
+                columns = torch.cat([columns, torch.ones_like(prediction[:, :1])], dim=1)
             return columns.T @ (columns * weight[:, None])
 
         total = self.blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()

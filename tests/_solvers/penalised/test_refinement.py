@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from reference.elastic_net import ExactElasticNet
 from scipy import sparse
 
+from benchmarks.exact_elastic_net import ExactElasticNet
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, regularization_path
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import elastic_net

@@ -103,6 +103,27 @@ class Fit:
         """Norm of the residuals, at least what rounding leaves of it."""
         return np.sqrt(np.maximum(self.rss, EPS * self.total_norm**2))
 
+    @property
+    def is_below_constant(self) -> bool:
+        """Whether the explained part is more than errors and rounding of the predictions could undo.
+
+        In the norm of the Gram matrix, the ridge included, the objective at c is ``|c - optimum|^2 / 2``
+        above the optimum's, that at 0 ``|optimum|^2 / 2``.
+        """
+        first = self.n_intercepts
+        shift, scale = self.units
+        columns, roots = self.design[first:], np.sqrt(self.factor.weight_sum)
+        terms = np.abs(self.coef[0][first:])
+        about_zero = np.abs(self.factor.means) + np.abs(shift[columns] * scale[columns]) if first else 0.0
+        largest = self.factor.norm + roots * about_zero
+        rounding = (
+            4
+            * EPS
+            * ((largest @ terms if len(terms) else 0.0) + roots * np.abs(shift * scale)[self.responses])
+        )
+        error = self.errors.gram / self.factor.singular_values[1] + self.errors.rows + rounding
+        return bool((self.factor.energy(self.coef[0]) > 2 * error).all())
+
     def reaches(self, tol: float) -> bool:
         """Whether the estimated relative error is at most `tol`."""
         if self._error_in_norm <= tol:
@@ -396,6 +417,7 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
         status=status if error <= tol else Status.DIGITS_LOST,
         n_iter=n_passes,
         error=error,
+        proven=fit.is_below_constant,
     )
 
 

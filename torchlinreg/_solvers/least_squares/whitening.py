@@ -175,7 +175,9 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
     rows = (X - center) * root
     spread = np.sqrt((rows**2).sum(0))
     _, values, right = np.linalg.svd(rows, full_matrices=False)
+    # The solver knows the rank from exact products: here, a mean far from 0 leaves its rounding.
     kept = values > DEPENDENT_ROWS * values.max(initial=0.0)
+    kept[solution.rank :] = False
     whitened = np.sqrt(values[kept] ** 2 + problem.penalty.l2[0])
     centred_y = (y - target_center) * root
     residual = centred_y - rows @ solution.coef

@@ -139,7 +139,8 @@ def _solve_by_moments(
     gaps = (np.sqrt(2 * gaps) + rounding / data.target) ** 2 / 2
     optimality = relative(gaps, values, data.target_spread, data.target)
     if not is_worth and optimality <= max(tol, LEAST_GAP):
-        return _solution(coef, intercept, optimality, Status.OPTIMAL, 1)
+        proven = _are_proven(values, gaps, data.target_spread)
+        return _solution(coef, intercept, optimality, Status.OPTIMAL, 1, proven)
     refined = _refined(problem, data, source or OfRows(problem, data), coef, tol, max_iter)
     return replace(refined, n_iter=1 + refined.n_iter)
 
@@ -154,7 +155,8 @@ def _refined(
     status = Status.OPTIMAL
     if not optimality <= max(tol, LEAST_GAP):
         status = Status.STUCK if limit == MAX_STEPS else Status.ITERATIONS_USED
-    return _solution(found.coef, found.intercept, optimality, status, found.n_passes)
+    proven = _are_proven(found.values, found.gaps, data.target_spread)
+    return _solution(found.coef, found.intercept, optimality, status, found.n_passes, proven)
 
 
 def _values_and_gaps(
@@ -182,7 +184,7 @@ def _values_and_gaps(
 
 
 def _solution(
-    coef: np.ndarray, intercept: np.ndarray, optimality: float, status: Status, n_passes: int
+    coef: np.ndarray, intercept: np.ndarray, optimality: float, status: Status, n_passes: int, proven: bool
 ) -> Solution:
     return Solution(
         coef=coef,
@@ -194,7 +196,13 @@ def _solution(
         n_iter=n_passes,
         error=0.0,
         optimality=optimality,
+        proven=proven,
     )
+
+
+def _are_proven(values: np.ndarray, gaps: np.ndarray, spread: np.ndarray) -> bool:
+    """Whether objectives in units of the targets' spreads, up to these gaps, are below those of constants."""
+    return bool((values + gaps < 0.5 * (spread > 0)).all())
 
 
 def _value(data: Centred, index: int, coef: np.ndarray, penalty: Penalty) -> float:
@@ -503,7 +511,8 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
         status = Status.ITERATIONS_USED
     else:
         status = Status.OPTIMAL if optimality <= max(tol, LEAST_GAP) else Status.STUCK
-    return _solution(coef, intercept, optimality, status, n_passes)
+    proven = _are_proven(candidate.values, gaps, targets.spread)
+    return _solution(coef, intercept, optimality, status, n_passes, proven)
 
 
 def _empty_set(n_samples: int) -> _WorkingSet:
