@@ -79,7 +79,7 @@ def not_above_constant(problem: Problem, solution: Solution) -> Solution:
 
 def _objectives(problem: Problem, solution: Solution, *, exact: bool) -> np.ndarray:
     """Of each target, in its unit: the mean loss over the rows, and the penalty; one pass."""
-    blocks, penalty = problem.blocks.positive_weight_rows(), problem.penalty
+    blocks, penalty = problem.blocks.weighted_rows(), problem.penalty
     units = _units(problem)
     model = np.concatenate([solution.intercept[None], solution.coef])
     scales = [None] * len(units) if solution.scale is None else solution.scale.tolist()
