@@ -116,7 +116,11 @@ class CombinationsOf:
             new = new * block.weight.numpy()[:, None]
         total = np.concatenate([new.sum(0, keepdims=True), X.T @ new])
         n_stored = np.concatenate([[len(new)], np.bincount(X.indices, minlength=X.shape[1])])
-        deviation = np.sqrt(2 * n_stored)[:, None] * np.abs(total)
+        # Sums on the way are as large as their terms even where they end near 0.
+        squares = X.copy()
+        squares.data **= 2
+        size = np.sqrt(np.concatenate([(new**2).sum(0, keepdims=True), squares.T @ new**2]))
+        deviation = np.sqrt(2 * n_stored)[:, None] * np.maximum(np.abs(total), size)
         of_x = GradientSums(torch.from_numpy(total), torch.from_numpy(deviation))
         return CombinationSums(of_x, torch.from_numpy(z.T @ new))
 

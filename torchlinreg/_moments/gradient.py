@@ -147,13 +147,14 @@ def sums_over_rows(X: torch.Tensor, residual: torch.Tensor, *, counts_nonzero: b
         parts.append(torch.cat([rest.sum(0, keepdim=True), X[whole:].mT @ rest])[None])
     sums = torch.cat(parts)
     largest = sums.abs().amax(0)
-    norm = largest * (sums / torch.where(largest > 0, largest, 1.0)).square().sum(0).sqrt()
+    relative = sums / torch.where(largest > 0, largest, 1.0)
     if not counts_nonzero:
+        norm = largest * relative.square().sum(0).sqrt()
         return GradientSums(sums.sum(0), math.sqrt(2 * length) * norm)
-    n_nonzero = torch.full((len(norm), 1), length, dtype=torch.float64, device=X.device)
-    # Of each stack, as many as of all rows on average and twice as many again.
-    n_nonzero[1:, 0] = torch.count_nonzero(X, dim=0) * (3 * length / n_rows)
-    return GradientSums(sums.sum(0), (2 * n_nonzero.clamp(max=length)).sqrt() * norm)
+    n_nonzero = torch.full((*sums.shape[:2], 1), length, dtype=torch.float64, device=X.device)
+    n_nonzero[:n_stacks, 1:, 0] = torch.count_nonzero(stacks, dim=1)
+    norm = largest * (n_nonzero * relative.square()).sum(0).sqrt()
+    return GradientSums(sums.sum(0), math.sqrt(2) * norm)
 
 
 class ExactGradientOf:

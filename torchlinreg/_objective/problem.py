@@ -117,7 +117,11 @@ class Problem:
         X = self.blocks.gather(index).X
         assert X is not None
         n_equal = n_sampled - len({row.tobytes() for row in X.cpu().numpy()})
-        return min(n_samples, n_sampled**2 / (2 * (n_equal + UNSEEN_PAIRS)))
+        n_counted = float(n_samples)
+        if self.blocks.weight is not None:
+            share = self.blocks.share
+            n_counted = 1 / float(share @ share)
+        return min(n_counted, n_sampled**2 / (2 * (n_equal + UNSEEN_PAIRS)))
 
     def moments_to_go_on_from(self, condition_number: float | None) -> Moments | ExactMoments:
         """Exact moments of few rows whose condition asks for them, else those that there are."""

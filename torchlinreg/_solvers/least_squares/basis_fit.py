@@ -420,7 +420,9 @@ def _to_minimum_norm(
     spread = np.where(basis.square[:p] > 0, np.sqrt(basis.square[:p]), 1.0)
     for in_user_units, unit in ((True, basis.scale[:p]), (False, spread)):
         power = np.exp2(np.round(np.log2(unit[live])))[:, None]
-        moved_to = shortest(_times(_part(coef, live), power), _times(_part(weights, live), power))
+        along = _times(_part(weights, live), power)
+        is_lost = bool(((along[0] == 0) & (weights[0][1:][live] != 0)).any())
+        moved_to = None if is_lost else shortest(_times(_part(coef, live), power), along)
         if moved_to is None:
             continue
         found, amount = moved_to
@@ -428,8 +430,8 @@ def _to_minimum_norm(
         if not np.isfinite(found[0]).all() or (change > allowed).any():
             continue
         moved = coef[0].copy(), coef[1].copy()
-        along = dd.matmul((weights[0][:1], weights[1][:1]), amount)
-        intercept = dd.add((coef[0][:1], coef[1][:1]), along)
+        moved_intercept = dd.matmul((weights[0][:1], weights[1][:1]), amount)
+        intercept = dd.add((coef[0][:1], coef[1][:1]), moved_intercept)
         for part, new, first in zip(moved, found, intercept, strict=True):
             part[1:][live] = new / power
             part[:1] = first

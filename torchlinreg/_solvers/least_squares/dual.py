@@ -336,6 +336,7 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         for start in range(0, len(dependent), RESPONSES_AT_ONCE):
             part = fit(X[:, dependent[start : start + RESPONSES_AT_ONCE]])
             transfer, offset = part.in_user_units()
+            error = max(error, part.error)
             transfers.append(transfer)
             intercepts.append(offset)
         # Dependent columns are ``offset + X_chosen @ transfer``, so that their coefficients d leave

@@ -25,7 +25,10 @@ def shortest(coef: DoubleDouble, null: DoubleDouble) -> tuple[DoubleDouble, Doub
     """
     n_null = null[0].shape[1]
     scale = 1 / dd.slice_scale(np.abs(null[0]).max(0))
-    null = null[0] * scale, null[1] * scale
+    scaled = null[0] * scale, null[1] * scale
+    if not np.isfinite(scaled[0]).all() or ((scaled[0] == 0) & (null[0] != 0)).any():
+        return None
+    null = scaled
     chosen = np.argsort(lu(null[0], p_indices=True)[0])[:n_null]
     others = np.setdiff1d(np.arange(len(null[0])), chosen)
     pivots = _rows(null, chosen)
