@@ -76,7 +76,7 @@ class CombinationsOf:
         self._own = combinations.own
         self._weights = combinations.weights
         high, low = combinations.weights
-        self._design = np.flatnonzero(np.abs(high).max(1, initial=0.0))
+        self._design = np.union1d([0], np.flatnonzero(np.abs(high).max(1, initial=0.0)))
         self._coef = (
             torch.from_numpy(-high[self._design]).to(device),
             torch.from_numpy(-low[self._design]).to(device),
@@ -162,7 +162,7 @@ class CombinationsOf:
         new = z[:, z.shape[1] - self._n_new :]
         if block.weight is not None:
             new = new * block.weight[:, None]
-        return CombinationSums(sums_over_rows(X, new, counts_nonzero=True), z.mT @ new)
+        return CombinationSums(sums_over_rows(X, new, sparse=True), z.mT @ new)
 
     def _exact(self, block: Block) -> CombinationSums:
         """Of rows times powers of two near the square roots of their weights, and what is left of these."""
@@ -176,7 +176,7 @@ class CombinationsOf:
         inside = slice(1, self._n_columns)
         # In the units of the data, like the others. Ones are powers of two near the roots of weights.
         unit = (rows.scale[inside] / self._scale[inside])[:, None]
-        total, deviation = sums_over_rows(rows.high[:, inside], new, counts_nonzero=True)
+        total, deviation = sums_over_rows(rows.high[:, inside], new, sparse=True)
         total[1:] *= unit
         deviation[1:] *= unit
         if rows.remainder_weight is not None:

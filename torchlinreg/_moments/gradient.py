@@ -129,12 +129,14 @@ class GradientOf:
         return gradient[self._design].cpu().numpy(), error[self._design].cpu().numpy()
 
 
-def sums_over_rows(X: torch.Tensor, residual: torch.Tensor, *, counts_nonzero: bool = False) -> GradientSums:
+def sums_over_rows(X: torch.Tensor, residual: torch.Tensor, *, sparse: bool = False) -> GradientSums:
     """Sums of the residuals and of their products with X, in stacks as short as a Gram matrix's.
 
     A stack of `length` products that sum to g in sequence, at worst at a steady rate, has a deviation of
-    ``sqrt(length) |g|`` (see `roundoff_of_sums`), and adding up the stacks less than that. Products with
-    zeros round nothing, if they are worth to be counted.
+    ``sqrt(length) |g|`` (see `roundoff_of_sums`), and adding up the stacks less than that.
+
+    If columns may be `sparse`, all of what is not 0 may be in one stack, whose sum may then end near 0: there
+    the norm of the products is how large sums are on the way, and only products that are not 0 are rounded.
     """
     n_rows = len(residual)
     length = longest_sum(n_rows)
@@ -147,14 +149,23 @@ def sums_over_rows(X: torch.Tensor, residual: torch.Tensor, *, counts_nonzero: b
         parts.append(torch.cat([rest.sum(0, keepdim=True), X[whole:].mT @ rest])[None])
     sums = torch.cat(parts)
     largest = sums.abs().amax(0)
-    relative = sums / torch.where(largest > 0, largest, 1.0)
-    if not counts_nonzero:
-        norm = largest * relative.square().sum(0).sqrt()
-        return GradientSums(sums.sum(0), math.sqrt(2 * length) * norm)
-    n_nonzero = torch.full((*sums.shape[:2], 1), length, dtype=torch.float64, device=X.device)
-    n_nonzero[:n_stacks, 1:, 0] = torch.count_nonzero(stacks, dim=1)
-    norm = largest * (n_nonzero * relative.square()).sum(0).sqrt()
-    return GradientSums(sums.sum(0), math.sqrt(2) * norm)
+    norm = largest * (sums / torch.where(largest > 0, largest, 1.0)).square().sum(0).sqrt()
+    deviation = math.sqrt(2 * length) * norm
+    if sparse:
+        deviation[1:] = _deviation_of_sparse(X, residual, sums[:, 1:], length)
+    return GradientSums(sums.sum(0), deviation)
+
+
+def _deviation_of_sparse(
+    X: torch.Tensor, residual: torch.Tensor, sums: torch.Tensor, length: int
+) -> torch.Tensor:
+    """Deviation of sums of which few products are not 0; shape: (n_features, n_responses)."""
+    square = torch.zeros(sums.shape[1:], dtype=torch.float64, device=X.device)
+    for k, start in enumerate(range(0, len(X), length)):
+        rows, of_rows = X[start : start + length], residual[start : start + length]
+        on_the_way = torch.maximum(sums[k].square(), rows.square().mT @ of_rows.square())
+        square += torch.count_nonzero(rows, dim=0)[:, None] * on_the_way
+    return (2 * square).sqrt()
 
 
 class ExactGradientOf:
