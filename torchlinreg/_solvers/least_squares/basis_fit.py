@@ -49,6 +49,8 @@ LARGEST_LOSS = 1
 ALLOWED = 1e-6
 # ... and share of the norm of y, for exact fits, where that is their rounding.
 ALLOWED_OF_Y = 1e-13
+# Residuals by moments are off by the root of their rounding, of y.
+ROUNDING_OF_Y = 1e-7
 
 
 class Move(NamedTuple):
@@ -130,7 +132,17 @@ class BasisFit:
             status=status,
             n_iter=self.n_passes,
             error=error if error > tol else 0.0,
+            proven=error <= tol and self._is_below_constant,
         )
+
+    @property
+    def _is_below_constant(self) -> bool:
+        """Whether residuals are shorter than those of the best constant, whatever rounding adds to them."""
+        basis, p = self.basis, self.n_features
+        terms = self.coef[0][1:] * basis.raw_norm[:p, None]
+        rounding = 4 * EPS * np.sqrt((terms**2).sum(0)) + ROUNDING_OF_Y * basis.raw_norm[p:]
+        longest = (1 + ALLOWED) * np.sqrt(self.rss) + rounding
+        return bool((longest < np.sqrt(basis.square[p:])).all())
 
 
 def fit_on_basis(
