@@ -300,7 +300,7 @@ def _penalty(rng: np.random.Generator, p: int) -> dict[str, Any]:
 # Judgement
 
 
-class _Watched(TorchLinearRegressor):  # type: ignore[misc]
+class _Watched(TorchLinearRegressor):
     """Keeps what the solver handed back, before it is rounded to the dtype of X."""
 
     def _keep(self, solution: Solution, *args: Any, **kwargs: Any) -> None:
@@ -354,7 +354,7 @@ def judge(trial: Trial) -> Verdict:
             reg.fit(trial.data(), y, trial.weight)
     except (ValueError, FloatingPointError) as error:
         return Verdict("refused", type(error).__name__, str(error)[:100])
-    except Exception as error:
+    except Exception as error:  # any other is a fault of ours, to be counted; the trials go on
         return Verdict("error", type(error).__name__, repr(error)[:200])
     solution, status = reg.solution, reg.status_.kind
     if status not in (TRAINED if trial.trains else CLAIMS):

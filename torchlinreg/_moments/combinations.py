@@ -15,12 +15,11 @@ from scipy import sparse
 
 from torchlinreg._data.rows import Block
 from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.cholesky import DoubleDouble
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments, exact_rows
 from torchlinreg._moments.gradient import GradientSums, exact_residual, sums_over_rows
 from torchlinreg._moments.moments import Frame
-
-DoubleDouble = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)

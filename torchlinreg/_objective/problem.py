@@ -10,6 +10,7 @@ so that, for half the squared error, ``Ridge(alpha=a)`` of scikit-learn is ``l2_
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -106,22 +107,24 @@ class Problem:
 
     @cached_property
     def n_distinct_rows(self) -> float:
-        """A number that the different rows of X hardly fall below, from how often rows of a sample are equal.
+        """How many different rows X has, as far as averages over rows are concerned, estimated from below.
 
-        Predictions of equal rows are rounded alike, so that this, not their number, is what averages
-        rounding errors out. Among m rows of D different ones about ``m^2 / (2 D)`` pairs are equal.
+        Predictions of equal rows are rounded alike, so that only different rows average rounding errors out.
+        A pair of rows is equal with probability ``sum_r p_r^2`` for rows r of shares p_r, one over the number
+        that counts; a sample of m rows has ``m (m - 1) / 2`` pairs.
         """
         n_samples = self.blocks.n_samples
         n_sampled = min(n_samples, SAMPLE_ROWS)
         index = torch.linspace(0, n_samples - 1, n_sampled, dtype=torch.float64).round().to(torch.int64)
         X = self.blocks.gather(index).X
         assert X is not None
-        n_equal = n_sampled - len({row.tobytes() for row in X.cpu().numpy()})
+        counts = Counter(row.tobytes() for row in X.cpu().numpy()).values()
+        n_pairs = sum(count * (count - 1) for count in counts) / 2
         n_counted = float(n_samples)
         if self.blocks.weight is not None:
             share = self.blocks.share
             n_counted = 1 / float(share @ share)
-        return min(n_counted, n_sampled**2 / (2 * (n_equal + UNSEEN_PAIRS)))
+        return max(1.0, min(n_counted, n_sampled * (n_sampled - 1) / 2 / (n_pairs + UNSEEN_PAIRS)))
 
     def moments_to_go_on_from(self, condition_number: float | None) -> Moments | ExactMoments:
         """Exact moments of few rows whose condition asks for them, else those that there are."""

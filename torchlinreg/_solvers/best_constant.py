@@ -159,7 +159,7 @@ class _Constants:
     @staticmethod
     def all_of(problem: Problem) -> list[_Constants]:
         """Those of each target."""
-        blocks = problem.blocks.positive_weight_rows()
+        blocks = problem.blocks.weighted_rows()
         y = blocks.y / torch.from_numpy(_units(problem)).to(blocks.device)
         return [_Constants(problem.loss, one, blocks.share, problem.fit_intercept) for one in y.T]
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import lapack
 
-EPS = 2.0**-53
+from torchlinreg._linalg.gram import EPS
+
 # Each proximal step shrinks the violation of an equation by this share of its squared norm, over what of that
 # belongs to coefficients that are free: two or three steps suffice, up to five where few are.
 PROXIMAL = 1e-6

@@ -326,3 +326,13 @@ def test_ill_conditioned_columns_are_refined(offset, monkeypatch):
     assert refined.n_iter > 1 == plain.n_iter
     best, first = (objective(X, y, one.coef[:, 0], penalty) for one in (refined, plain))
     assert best < first
+
+
+def test_a_constant_target_beyond_bounds_that_exclude_zero():
+    """The best constant has an objective of 0, so that objectives are those of coefficients nearest to 0."""
+    X = np.random.default_rng(0).normal(size=(2, 3))
+    penalty = elastic_net(0.0, 1.0, 3, lower=np.array([-np.inf, -np.inf, 0.25]))
+    solution = fit(X, np.full(2, 2.7), penalty, tol=1e-30)
+    assert solution.status is Status.OPTIMAL
+    assert solution.optimality < 1e-15
+    np.testing.assert_allclose(X @ solution.coef[:, 0] + solution.intercept, 2.7, rtol=1e-15)

@@ -47,7 +47,6 @@ class Source(Protocol):
 
     frame: Frame
     raw: np.ndarray  # moments in the frame, both triangles; shape: (1 + n_features + n_targets,) * 2
-    n_samples: int
     n_features: int
     roundoff: float  # of the moments, relative to the norms of both columns about the shift
     square_roundoff: float  # of squares of combinations, relative to those of their terms
@@ -96,7 +95,6 @@ class RowsSource:
         self._problem = problem
         self.frame = Frame(moments.frame.shift, torch.from_numpy(scale).to(moments.frame.shift.device))
         self.raw = raw
-        self.n_samples = moments.n_samples
         self.n_features = problem.blocks.n_features
         self.roundoff = moments.roundoff
         self.all_exact = problem.is_small
@@ -128,7 +126,6 @@ class MomentsSource:
         self.frame = moments.frame
         self._moments = replace(moments, high=moments.high.cpu(), low=moments.low.cpu())
         self.raw = self._moments.high.numpy()
-        self.n_samples = moments.n_samples
         self.n_features = n_features
         self.square_roundoff = moments.unit_roundoff
         self.roundoff = max(EPS, moments.unit_roundoff)
@@ -162,18 +159,18 @@ class Level:
 
 @dataclass(frozen=True)
 class Columns:
-    """Combinations of features, or of targets (from `n_features` on), and their squares' roots."""
+    """Combinations of features, or of targets (from `n_features` on)."""
 
     own: np.ndarray
     weights: DoubleDouble  # shape: (1 + n_features, n_columns)
 
     def take(self, index: np.ndarray | slice) -> Columns:
-        """Some of them."""
+        """Select combinations by index."""
         return Columns(self.own[index], (self.weights[0][:, index], self.weights[1][:, index]))
 
     @staticmethod
     def join(parts: list[Columns]) -> Columns:
-        """All of several, side by side."""
+        """Put combinations side by side."""
         high, low = zip(*(part.weights for part in parts), strict=True)
         own = np.concatenate([part.own for part in parts])
         return Columns(own, (np.concatenate(high, axis=1), np.concatenate(low, axis=1)))
@@ -244,7 +241,7 @@ class Basis:
         return self.noise_of_terms(raw, self._terms(weights))
 
     def noise_of_terms(self, raw: np.ndarray, framed: np.ndarray) -> np.ndarray:
-        """That of terms with norms `raw` about 0 and `framed` about the shift."""
+        """Norm of the rounding of data whose terms have norms `raw` about 0 and `framed` about the shift."""
         return np.hypot(EPS * raw, self.source.square_roundoff**0.5 / DEPENDENT * framed)
 
     def _terms(self, weights: DoubleDouble) -> np.ndarray:

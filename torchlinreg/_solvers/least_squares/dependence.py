@@ -50,7 +50,6 @@ class Search:
     null: Columns  # combinations that are 0 but for rounding; each own column depends on the basis
     null_norm: np.ndarray  # of these combinations; shape: (n_null,)
     rss: np.ndarray | None  # of the targets, where a pass has measured it
-    n_slices: int  # that combinations need
     n_passes: int
     is_complete: bool  # whether all columns were decided in time
 
@@ -84,7 +83,6 @@ def find_basis(
         n_passes += 1
         is_complete = n_passes < (MAX_PASSES_IN_ORDER if in_order else MAX_PASSES)
         candidates, targets = both.take(slice(n_candidates)), both.take(slice(n_candidates, None))
-        rss = np.maximum(products.diagonal()[n_candidates:], 0.0)
         square, norm = before.diagonal()[:n_candidates], _norms(products)[:n_candidates]
         judged = _judge(basis, candidates, square, norm, n_slices, in_order=in_order)
         dependent = judged.dependent | (not is_complete)
@@ -97,7 +95,8 @@ def find_basis(
             basis.with_level(level)
             candidates = _reduced(basis, candidates, level, chosen, transfer[:, :n_candidates])
             targets = basis.less(targets, level, transfer[:, n_candidates:])
-            left = _norms(products - transfer.T @ products[chosen])[:n_candidates]
+            products = products - transfer.T @ products[chosen]
+            left = _norms(products)[:n_candidates]
             waiting[chosen] = False
             limit = DEPENDENT * basis.noise(candidates.weights)
             seen = np.zeros(n_candidates, dtype=bool)
@@ -106,12 +105,11 @@ def find_basis(
             null.append(candidates.take(seen))
             null_norm.append(left[seen])
             waiting &= ~seen
+        rss = _norms(products)[n_candidates:] ** 2
         candidates = candidates.take(waiting)
         if n_slices or judged.blurred:
             n_slices = 3 if n_slices else 2
-    return Search(
-        basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_slices, n_passes, is_complete
-    )
+    return Search(basis, targets, Columns.join(null), np.concatenate(null_norm), rss, n_passes, is_complete)
 
 
 def _norms(products: np.ndarray) -> np.ndarray:

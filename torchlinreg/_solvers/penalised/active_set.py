@@ -25,7 +25,7 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES
-from torchlinreg._solvers.penalised.bounded import solve_bounded
+from torchlinreg._solvers.penalised.bounded import Bounded, solve_bounded
 from torchlinreg._solvers.penalised.quadratic import (
     QuadraticMinimum,
     duality_gap,
@@ -86,13 +86,13 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
     return _solve_by_moments(problem, tol, max_iter)
 
 
-def _certified(problem: Problem, solution: Solution, tol: float, max_iter: int | None) -> Solution:
-    """The solution with a bound measured on the rows, and refined if that is above `tol`."""
-    found = measured(problem, solution.coef, tol)
+def _certified(problem: Problem, bounded: Bounded, tol: float, max_iter: int | None) -> Solution:
+    """Measure a bound on the rows, and refine the coefficients if that is above `tol`."""
+    found = measured(problem, bounded.coef, tol)
     if found.status is not Status.OPTIMAL:
         data = centred(problem.standardised)
         found = _refined(problem, data, OfRows(problem, data), found.coef, tol, max_iter)
-    return replace(found, n_iter=solution.n_iter + found.n_iter)
+    return replace(found, n_iter=bounded.n_passes + found.n_iter)
 
 
 def measured(problem: Problem, coef: np.ndarray, tol: float, moments: ExactMoments | None = None) -> Solution:
@@ -137,7 +137,7 @@ def _solve_by_moments(
     values, gaps, is_worth = _values_and_gaps(data, minima, inside)
     rounding = rounding_of_model(columns.center, columns.spread, coef, intercept)
     gaps = (np.sqrt(2 * gaps) + rounding / data.target) ** 2 / 2
-    optimality = relative(gaps, values, data.target_spread, data.target)
+    optimality = relative(gaps, values, _at_rest(data, inside), data.target)
     if not is_worth and optimality <= max(tol, LEAST_GAP):
         proven = _are_proven(values, gaps, data.target_spread)
         return _solution(coef, intercept, optimality, Status.OPTIMAL, 1, proven)
@@ -151,7 +151,8 @@ def _refined(
     """From these coefficients on, with the status that what was measured earns."""
     limit = MAX_STEPS if max_iter is None else min(MAX_STEPS, max_iter)
     found = refine(problem, data, source, coef, limit, max(ENOUGH * tol, LEAST_GAP**2))
-    optimality = relative(found.gaps, found.values, data.target_spread, data.target)
+    constants = _at_rest(data, data.in_units(problem.penalty))
+    optimality = relative(found.gaps, found.values, constants, data.target)
     status = Status.OPTIMAL
     if not optimality <= max(tol, LEAST_GAP):
         status = Status.STUCK if limit == MAX_STEPS else Status.ITERATIONS_USED
@@ -203,6 +204,16 @@ def _solution(
 def _are_proven(values: np.ndarray, gaps: np.ndarray, spread: np.ndarray) -> bool:
     """Whether objectives in units of the targets' spreads, up to these gaps, are below those of constants."""
     return bool((values + gaps < 0.5 * (spread > 0)).all())
+
+
+def _at_rest(data: Centred, inside: list[Penalty]) -> np.ndarray:
+    """Objectives of the best constants in the units of the targets.
+
+    A constant target has an objective of 0, in which rounding would be all; if bounds exclude coefficients of
+    0, those nearest to 0 tell instead how large objectives are.
+    """
+    nearest = [_value(data, k, np.clip(0.0, part.lower, part.upper), part) for k, part in enumerate(inside)]
+    return np.where(data.target_spread > 0, 0.5, nearest)
 
 
 def _value(data: Centred, index: int, coef: np.ndarray, penalty: Penalty) -> float:
@@ -472,7 +483,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     limit = MAX_ROUNDS if max_iter is None else max(2, max_iter)
     while True:
         gaps = candidate.gaps + _gaps_outside(products, outside, spread, is_outside, candidate.values)
-        optimality = relative(gaps, candidate.values, targets.spread, targets.unit)
+        optimality = relative(gaps, candidate.values, 0.5 * (targets.spread > 0), targets.unit)
         misplaced = is_outside & (score > UNSEEN)
         n_unrested = int((misplaced & unrested).sum())
         done = not misplaced.any() or (optimality <= tol and n_unrested == 0)
@@ -506,7 +517,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     gaps += _gaps_outside(products, outside, spread, is_outside, candidate.values)
     # No objective is below 0.
     gaps = np.minimum(gaps, (np.sqrt(2 * candidate.values) + rounding) ** 2 / 2)
-    optimality = relative(gaps, candidate.values, targets.spread, targets.unit)
+    optimality = relative(gaps, candidate.values, 0.5 * (targets.spread > 0), targets.unit)
     if not done:
         status = Status.ITERATIONS_USED
     else:

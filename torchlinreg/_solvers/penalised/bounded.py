@@ -13,11 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS
 from torchlinreg._moments.moments import shift_and_scale
 from torchlinreg._objective.problem import Problem
-from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.whitening import geometry_of
 from torchlinreg._solvers.null_space import null_space
 from torchlinreg._solvers.penalised.nearest import MixedBounds
@@ -28,12 +26,17 @@ MAX_REFINEMENTS = 10
 # Steps end where they gain this share of the objective of the best constant: nothing of it is left in
 # float64.
 NOTHING = 1e-30
-# The rounding of a coefficient, twice.
-ROUNDING = 4 * EPS
 
 
-def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solution | None:
-    """The squared error with bounds and at most a ridge; None where moments do as well."""
+class Bounded(NamedTuple):
+    """Coefficients within bounds, of one target or all, and the passes that they took."""
+
+    coef: np.ndarray
+    n_passes: int
+
+
+def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Bounded | None:
+    """Minimise the squared error with bounds and at most a ridge; None where moments do as well."""
     penalty, columns = problem.penalty, problem.standardised
     if penalty.l1.any() or columns.is_conditioned(WELL_CONDITIONED):
         return None
@@ -60,30 +63,7 @@ def solve_bounded(problem: Problem, tol: float, max_iter: int | None) -> Solutio
         _solve_target(problem, bounds, transform, goal, target, max_iter)
         for target, goal in enumerate(best.T)
     ]
-    coef = np.stack([each.coef for each in found], axis=1)
-    scale = float((geometry.target_spread**2).sum()) / 2
-    gap = sum(each.gap for each in found)
-    # Of predictions, what rounding of the coefficients makes of them; no coefficients in float64 have less.
-    raw = (columns.raw / columns.scale)[: len(coef)]
-    held = ROUNDING**2 * float(((coef * raw[:, None]) ** 2).sum())
-    optimality = gap / scale if scale > 0 else gap
-    return Solution(
-        coef=coef,
-        intercept=columns.target_center - columns.center @ coef,
-        rank=None,
-        condition_number=None,
-        solver="active_set",
-        status=Status.OPTIMAL if optimality <= tol or gap <= held else Status.STUCK,
-        n_iter=max(each.n_passes for each in found),
-        error=0.0,
-        optimality=optimality,
-    )
-
-
-class _End(NamedTuple):
-    coef: np.ndarray
-    gap: float  # how far the objective is above its optimum, at most
-    n_passes: int
+    return Bounded(np.stack([each.coef for each in found], axis=1), max(each.n_passes for each in found))
 
 
 def _solve_target(
@@ -93,7 +73,7 @@ def _solve_target(
     best: np.ndarray,
     target: int,
     max_iter: int | None,
-) -> _End:
+) -> Bounded:
     """From the coordinates of least squares on, by steps that the rows' gradients lead to."""
     penalty = problem.penalty
     coef, _ = bounds.nearest(best)
@@ -113,7 +93,7 @@ def _solve_target(
             break
         last = gap
         coef = bounds.placed(coef + change, side)
-    return _End(coef, gap, n_passes)
+    return Bounded(coef, n_passes)
 
 
 def _gradient(problem: Problem, coef: np.ndarray, target: int) -> np.ndarray:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import solve_triangular
 
+from torchlinreg._linalg.gram import EPS
 from torchlinreg._solvers.null_space import NullSpace
 
-EPS = 2.0**-53
 # Rounds that may fail to lower the number of misplaced coefficients, and all rounds for each coefficient.
 PATIENCE, MAX_ROUNDS = 5, 20
 # Of a column's norm, what keeps moves along null vectors in place, from one step to the next, and such steps.

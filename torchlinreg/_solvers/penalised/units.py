@@ -30,14 +30,13 @@ def in_users_units(
     return np.where(coef == inside.lower, penalty.lower, users) + 0.0
 
 
-def relative(gaps: np.ndarray, values: np.ndarray, spread: np.ndarray, target: np.ndarray) -> float:
-    """Gaps of the targets, each in its own unit, over the objective of the best constants.
+def relative(gaps: np.ndarray, values: np.ndarray, constants: np.ndarray, target: np.ndarray) -> float:
+    """Divide the gaps of targets, each in its own unit, by the objectives of the best constants.
 
-    That of the solution takes its place where bounds make it the larger one.
+    The objective of the solution takes that place where bounds make it the larger one.
     """
     size = (target / target.max()) ** 2
-    constant = 0.5 * (spread > 0)
-    scale = float(size @ np.maximum(constant, values))
+    scale = float(size @ np.maximum(constants, values))
     gap = float(size @ gaps)
     return gap / scale if scale > 0 else gap
 
