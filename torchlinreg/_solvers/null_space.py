@@ -12,8 +12,6 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._solvers.least_squares.basis import MomentsSource, RowsSource, Source
 from torchlinreg._solvers.least_squares.dependence import find_basis
 
-# Weights of columns in a null vector below this share of its length are rounding.
-CLEAN = EPS
 # Multipliers between dependent columns and others, larger than this, are exchanged for their inverses.
 LARGEST_TRANSFER = 2.0
 # Differences below this share of what they are taken from are its rounding.
@@ -76,9 +74,8 @@ def null_space(problem: Problem, among: np.ndarray, moments: ExactMoments | None
         return nothing
     null = basis.project(search.null, N_SLICES)
     own = null.columns.own
-    weights = null.columns.weights[0][1:].copy()
-    length = np.abs(weights) * basis.raw_norm[:n_features, None]
-    weights[length <= CLEAN * np.linalg.norm(length, axis=0)] = 0.0
+    (high, _), norm = basis.cleaned(null.columns, null.norm)
+    weights = high[1:]
     scale = basis.scale[:n_features]
     others = np.sort(np.concatenate([level.own for level in basis.levels]))
     with np.errstate(over="ignore"):
@@ -86,5 +83,5 @@ def null_space(problem: Problem, among: np.ndarray, moments: ExactMoments | None
     if not np.isfinite(transfer).all():  # units further apart than float64 spans
         return nothing
     used = transfer.any(1)
-    error = null.norm / scale[own] / np.sqrt(basis.weight_sum)
+    error = norm / scale[own] / np.sqrt(basis.weight_sum)
     return NullSpace(others[used], own, transfer[used], error).balanced()

@@ -253,6 +253,19 @@ class Basis:
         of_squares = np.sqrt(10 * self.source.square_roundoff) / FLOOR
         return (COMBINATION_ERRORS[n_slices] + of_squares) * self._terms(weights)
 
+    def cleaned(
+        self, null: Columns, norm: np.ndarray, error: np.ndarray | float = 0.0
+    ) -> tuple[DoubleDouble, np.ndarray]:
+        """Null vectors without terms below their rounding or `error`, and norms of what they miss then."""
+        size = np.abs(null.weights[0][1:])
+        length = size * self.raw_norm[: self.n_features, None]
+        small = (length <= EPS * np.sqrt((length**2).sum(0))) | (size <= error)
+        small[null.own, np.arange(len(null.own))] = False
+        high, low = null.weights[0].copy(), null.weights[1].copy()
+        high[1:][small] = low[1:][small] = 0.0
+        left_out = np.where(small, size * self.framed_norm[: self.n_features, None], 0.0)
+        return (high, low), norm + np.sqrt((left_out**2).sum(0))
+
     def less(self, columns: Columns, level: Level, delta: np.ndarray) -> Columns:
         """Columns less ``z_level @ delta``."""
         if level.weights is not None:

@@ -426,7 +426,7 @@ def _to_minimum_norm(
     in standard deviations of the columns; else the fit on the basis alone.
     """
     p = basis.n_features
-    weights, norm = _cleaned(basis, null, null_norm, null_error)
+    weights, norm = basis.cleaned(null, null_norm, null_error)
     live = np.abs(weights[0][1:]).max(1) > 0
     allowed = ALLOWED * residual_norm + ALLOWED_OF_Y * basis.raw_norm[p:]
     spread = np.where(basis.square[:p] > 0, np.sqrt(basis.square[:p]), 1.0)
@@ -449,19 +449,6 @@ def _to_minimum_norm(
             part[:1] = first
         return Move(moved, weights, amount[0], limited=not in_user_units)
     return Move(coef, weights, np.zeros((len(null.own), coef[0].shape[1])), limited=True)
-
-
-def _cleaned(
-    basis: Basis, null: Columns, norm: np.ndarray, error: np.ndarray | float
-) -> tuple[DoubleDouble, np.ndarray]:
-    """Null vectors without terms below their rounding, and the norms of their combinations."""
-    length = np.abs(null.weights[0][1:]) * basis.raw_norm[: basis.n_features, None]
-    small = (length <= EPS * np.sqrt((length**2).sum(0))) | (np.abs(null.weights[0][1:]) <= error)
-    small[null.own, np.arange(len(null.own))] = False
-    high, low = null.weights[0].copy(), null.weights[1].copy()
-    high[1:][small] = low[1:][small] = 0.0
-    framed = np.abs(null.weights[0][1:]) * basis.framed_norm[: basis.n_features, None]
-    return (high, low), norm + np.sqrt((np.where(small, framed, 0.0) ** 2).sum(0))
 
 
 def _part(values: DoubleDouble, live: np.ndarray) -> DoubleDouble:
