@@ -1,5 +1,6 @@
 """Shared settings of the tests: what runs each time, hypothesis profiles, and a CUDA device where needed."""
 
+import os
 from collections import Counter
 from collections.abc import Generator
 from typing import Any
@@ -20,6 +21,12 @@ def asks_for_exhaustive(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # With -n, each process has its share of the cores: threads that wait for each other's cores spin.
+    n_processes = getattr(config.option, "numprocesses", None)
+    if n_processes:
+        n_threads = str(max(1, (os.cpu_count() or 1) // n_processes))
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(variable, n_threads)
     # Before test modules are imported, so that their own settings are fractions of the right number.
     if asks_for_exhaustive(config):
         hypothesis.settings.load_profile("exhaustive")

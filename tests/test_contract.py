@@ -133,9 +133,14 @@ def marks_of(reg, check):
     return [*marks, ON_SOME_PROCESSORS] if (as_text(reg), check.func.__name__) in FAILING else marks
 
 
+def name_of(reg, check):
+    """As `parametrize_with_checks` names it, equal in each process: without a function's address."""
+    return re.sub(r" at 0x\w+", "", f"{reg}-{check.func.__name__}")
+
+
 # As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
 CHECKS = [
-    pytest.param(*pair, id=f"{pair[0]}-{pair[1].func.__name__}", marks=marks_of(*pair))
+    pytest.param(*pair, id=name_of(*pair), marks=marks_of(*pair))
     for reg in ALL
     for pair in estimator_checks_generator(reg)
 ]

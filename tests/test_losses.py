@@ -1,6 +1,7 @@
 """Losses: their values and derivatives, what an estimator takes as one, and what a new one needs."""
 
 import pickle
+import re
 from dataclasses import FrozenInstanceError, dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ OBJECTS = [
     losses.LogCosh(),
     losses.CallableLoss(lambda prediction, target: torch.exp(prediction) - target * prediction),
 ]
+IDS = [re.sub(r" at 0x\w+", "", repr(loss)) for loss in OBJECTS]
 FORMULAS = {
     "squared_error": lambda r: r**2 / 2,
     "huber": lambda r: np.where(np.abs(r) <= 1.35, r**2 / 2, 1.35 * np.abs(r) - 1.35**2 / 2),
@@ -59,7 +61,7 @@ class TestFormulas:
         prediction, target = torch.tensor([0.0, 0.0]), torch.tensor([2.0, -2.0])
         assert losses.Quantile(0.9).value(prediction, target).tolist() == pytest.approx([1.8, 0.2])
 
-    @pytest.mark.parametrize("loss", OBJECTS, ids=repr)
+    @pytest.mark.parametrize("loss", OBJECTS, ids=IDS)
     def test_derivatives_are_those_of_the_value(self, loss):
         # Off the kinks, which lie at multiples of 0.05.
         prediction = torch.linspace(-3, 3, 61, dtype=torch.float64) + 0.0237
@@ -70,7 +72,7 @@ class TestFormulas:
         bend = (loss.derivative(prediction + h, target) - loss.derivative(prediction - h, target)) / (2 * h)
         torch.testing.assert_close(loss.curvature(prediction, target), bend, rtol=0, atol=2e-8)
 
-    @pytest.mark.parametrize("loss", OBJECTS, ids=repr)
+    @pytest.mark.parametrize("loss", OBJECTS, ids=IDS)
     def test_derivative_never_falls(self, loss):
         prediction = torch.linspace(-3, 3, 601, dtype=torch.float64)
         assert (loss.derivative(prediction, torch.zeros_like(prediction)).diff() >= -1e-15).all()
@@ -83,7 +85,7 @@ class TestFormulas:
 
 
 class TestObjects:
-    @pytest.mark.parametrize("loss", OBJECTS[:-1], ids=repr)
+    @pytest.mark.parametrize("loss", OBJECTS[:-1], ids=IDS[:-1])
     def test_equal_by_value_printed_and_pickled(self, loss):
         again = type(loss)(**loss.get_params())
         assert again == loss

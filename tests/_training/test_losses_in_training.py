@@ -538,7 +538,7 @@ class TestResume:
             {"alpha": 0.1},
             {"positive": True},
         ],
-        ids=repr,
+        ids=["loss", "instance", "function", "l1_ratio", "alpha", "positive"],
     )
     def test_another_objective_is_refused(self, other, tmp_path):
         X, y, _ = problem()
