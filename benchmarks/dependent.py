@@ -74,6 +74,7 @@ CASES: dict[str, tuple[bool, Callable[[], Data]]] = {
     "twins 20000x600": (True, lambda: twins(20_000, 300, 0.0)),
     "sparse one-hot 100000x500": (True, lambda: one_hot(100_000, 5, 100, sparse=True)),
     "sparse one-hot 100000x1000": (True, lambda: one_hot(100_000, 10, 100, sparse=True)),
+    "sparse one-hot 1000000x1000": (True, lambda: one_hot(1_000_000, 10, 100, sparse=True)),
     "condition 1e6 200000x20": (False, lambda: nearly_equal(200_000, 20, 1e-6)),
     "condition 1e9 200000x20": (False, lambda: nearly_equal(200_000, 20, 1e-9)),
     "near twins 20000x600": (False, lambda: twins(20_000, 300, 1e-9)),

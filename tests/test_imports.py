@@ -20,6 +20,7 @@ ORDER = [
     "torchlinreg._linalg.double_double",
     "torchlinreg._linalg.threads",
     "torchlinreg._linalg.gram",
+    "torchlinreg._linalg.sparse_gram",
     "torchlinreg._linalg.cholesky",
     "torchlinreg._linalg",
     "torchlinreg._data.rows",

@@ -25,9 +25,12 @@ Statistic = TypeVar("Statistic")
 BLOCK_BYTES = 4 * 2**20
 WIDE_BLOCK_BYTES = 64 * 2**20
 WIDE_BLOCK_ROWS = 2048
-# Up to this share of stored entries moments come straight from CSR. With 3 % that takes 0.85 to 1.07 of the
-# time of dense rows, with 4 % 0.94 to 1.37.
-CSR_DENSITY = 0.035
+# Sparse rows cost little memory, but each of their blocks a dense Gram matrix.
+SPARSE_BLOCK_BYTES = 16 * 2**20
+# Moments come straight from CSR where rows of k entries have at most this share of the products, k^2 each,
+# that dense ones have: at 5 % stored (0.003) that takes 0.5 to 1.04 of the time of dense rows, at 10 % (0.01)
+# 0.6 to 2.
+CSR_PRODUCTS = 0.004
 
 
 class Block(NamedTuple):
@@ -37,6 +40,13 @@ class Block(NamedTuple):
     y: torch.Tensor  # shape: (n_rows, n_targets)
     weight: torch.Tensor | None  # shape: (n_rows,)
     csr: sparse.csr_array | None = None
+
+    @property
+    def n_features(self) -> int:
+        """The columns of X."""
+        X = self.csr if self.X is None else self.X
+        assert X is not None
+        return int(X.shape[1])
 
 
 class Source(NamedTuple):
@@ -51,6 +61,7 @@ class Source(NamedTuple):
     gather: Callable[[torch.Tensor], torch.Tensor]  # rows of these indices, dense on the device
     in_place: bool = False  # whether rows are views of the user's memory
     density: float = 1.0  # share of stored entries
+    products: float = 1.0  # of stored entries of the same row, as a share of those of dense rows
 
 
 class RowBlocks:
@@ -78,7 +89,7 @@ class RowBlocks:
         self.dtype = source.dtype
         self.device = y.device
         self.in_place = source.in_place
-        self.is_sparse = source.density <= CSR_DENSITY and y.device.type == "cpu"
+        self.is_sparse = source.products <= CSR_PRODUCTS and y.device.type == "cpu"
         self.rows_per_block = _rows_per_block(self.n_features + self.n_targets + 1)
 
     @property
@@ -102,10 +113,17 @@ class RowBlocks:
 
     def large(self, n_rows: int) -> Iterator[Block]:
         """Blocks of `n_rows`, for rows that are read where they are; the ordinary blocks for others."""
-        if not self.in_place:
-            return iter(self)
+        return self._steps(n_rows) if self.in_place else iter(self)
+
+    def _steps(self, n_rows: int) -> Iterator[Block]:
         starts = range(0, self.n_samples, n_rows)
         return (self.rows(start, min(start + n_rows, self.n_samples)) for start in starts)
+
+    def _rows_per_sparse_block(self, width: int) -> int:
+        """How many rows, with `width` numbers made of each, have `SPARSE_BLOCK_BYTES`, on average."""
+        n_entries = self._source.density * self.n_features
+        row_bytes = 12 * n_entries + 8 * (1 + self.n_targets + width)
+        return max(self.rows_per_block, int(min(SPARSE_BLOCK_BYTES, _most_bytes()) / row_bytes))
 
     def dense(self) -> Iterator[Block]:
         """The same blocks, all dense."""
@@ -153,6 +171,7 @@ class RowBlocks:
             take,
             lambda rows: self._source.gather(rows)[:, there],
             density=self._source.density,
+            products=self._source.products,
         )
         return RowBlocks(source, self.y, self.weight, one_target=self.one_target)
 
@@ -178,16 +197,21 @@ class RowBlocks:
         *,
         dense: bool = False,
         rows_in_place: int | None = None,
+        width: int = 0,
     ) -> Statistic:
         """Merge the statistic `of` each block; one pass over the rows.
 
         `dense` asks for dense blocks, and `rows_in_place` for blocks of so many rows where they are read
-        where they are.
+        where they are. `width` is how many numbers `of` makes of each row of a sparse block.
         """
         if rows_in_place is not None and self.in_place:
             blocks = self.large(max(1, rows_in_place))
+        elif dense:
+            blocks = self.dense()
+        elif self.is_sparse:
+            blocks = self._steps(self._rows_per_sparse_block(width))
         else:
-            blocks = iter(self.dense() if dense else self)
+            blocks = iter(self)
         result = of(next(blocks))
         for block in blocks:
             result = merge(result, of(block))
@@ -313,10 +337,16 @@ def check_features(estimator: Any, X: Any, *, reset: bool) -> None:
 
 
 def _rows_per_block(n_columns: int) -> int:
-    """Rows of a block: `BLOCK_BYTES`, but at most a quarter of scikit-learn's ``working_memory``."""
+    """Rows of a block of `BLOCK_BYTES`, of `WIDE_BLOCK_ROWS` if they are wide."""
     row_bytes = 8 * n_columns
     wanted = max(BLOCK_BYTES // row_bytes, min(WIDE_BLOCK_ROWS, WIDE_BLOCK_BYTES // row_bytes))
-    return max(1, min(wanted, int(get_config()["working_memory"] * 2**20 / (4 * row_bytes))))
+    return max(1, min(wanted, int(_most_bytes() / row_bytes)))
+
+
+def _most_bytes() -> float:
+    """A quarter of scikit-learn's ``working_memory``, which no block exceeds."""
+    most: float = get_config()["working_memory"] * 2**20 / 4
+    return most
 
 
 def _resolve_device(device: str, X: Any) -> torch.device:
@@ -375,14 +405,15 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
     if sparse.issparse(X):
         csr = sparse.csr_array(X)
         inside = csr.dtype if csr.dtype in (np.float32, np.float64) else np.float64
-        density = csr.nnz / (n_samples * n_features)
+        share = np.diff(csr.indptr) / n_features
         return Source(
             n_samples,
             n_features,
             dtype,
-            lambda start, stop: csr[start:stop].astype(inside, copy=False),
+            lambda start, stop: _csr_rows(csr, start, stop).astype(inside, copy=False),
             lambda index: _densify(csr[index.numpy()].astype(inside, copy=False), device),
-            density=density,
+            density=float(share.mean()),
+            products=float(share @ share) / n_samples,
         )
     if not _is_shareable(X):
         return Source(
@@ -480,6 +511,14 @@ def _first_positive(weight: torch.Tensor) -> int:
     """Where the first positive weight is; mostly at the front, so that a search of all would cost more."""
     front = torch.nonzero(weight[:1024] > 0)
     return int(front[0, 0] if len(front) else torch.nonzero(weight > 0)[0, 0])
+
+
+def _csr_rows(csr: sparse.csr_array, start: int, stop: int) -> sparse.csr_array:
+    """Rows ``start`` to ``stop`` (excluded), whose entries are where they were."""
+    ends = csr.indptr[start : stop + 1]
+    entries = slice(ends[0], ends[-1])
+    rows = csr.data[entries], csr.indices[entries], ends - ends[0]
+    return sparse.csr_array(rows, shape=(len(ends) - 1, csr.shape[1]))
 
 
 def _densify(X: sparse.csr_array, device: torch.device) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.cholesky import DoubleDouble
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments, exact_rows
-from torchlinreg._moments.gradient import GradientSums, exact_residual, sums_over_rows
+from torchlinreg._moments.gradient import GradientSums, exact_residual, sums_over_csr, sums_over_rows
 from torchlinreg._moments.moments import Frame
 
 
@@ -88,7 +88,7 @@ class CombinationsOf:
 
     def __call__(self, block: Block) -> CombinationSums:
         if block.csr is not None:
-            return self._of_csr(block, block.csr.astype(np.float64))
+            return self._of_csr(block, block.csr.astype(np.float64, copy=False))
         return self._exact(block) if self._n_slices else self._in_float64(block)
 
     def finish(self, sums: CombinationSums) -> Products:
@@ -113,14 +113,7 @@ class CombinationsOf:
         new = z[:, z.shape[1] - self._n_new :]
         if block.weight is not None:
             new = new * block.weight.numpy()[:, None]
-        total = np.concatenate([new.sum(0, keepdims=True), X.T @ new])
-        n_stored = np.concatenate([[len(new)], np.bincount(X.indices, minlength=X.shape[1])])
-        # Sums on the way are as large as their terms even where they end near 0.
-        squares = X.copy()
-        squares.data **= 2
-        size = np.sqrt(np.concatenate([(new**2).sum(0, keepdims=True), squares.T @ new**2]))
-        deviation = np.sqrt(2 * n_stored)[:, None] * np.maximum(np.abs(total), size)
-        of_x = GradientSums(torch.from_numpy(total), torch.from_numpy(deviation))
+        of_x = sums_over_csr(X, torch.from_numpy(new))
         return CombinationSums(of_x, torch.from_numpy(z.T @ new))
 
     def _exact_csr(self, X: sparse.csr_array, y: np.ndarray) -> np.ndarray:

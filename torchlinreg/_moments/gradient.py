@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from torchlinreg._data.rows import Block
 from torchlinreg._linalg import double_double as dd
@@ -40,6 +41,10 @@ DEPTHS = (
     Depth(3, 3, 4, 2.0**-95, 2.0**-95),
     Depth(3, 6, 6, 2.0**-95, 2.0**-145),
 )
+
+
+# Rows of a sparse block that are summed one after another: a few entries of each column.
+SPARSE_STACK = 2048
 
 
 class Gradient(NamedTuple):
@@ -110,14 +115,19 @@ class GradientOf:
         self._constant = self._contrast[0] - (self._shift[1:, None] * self._contrast[1:]).sum(0)
 
     def __call__(self, block: Block) -> GradientSums:
-        assert block.X is not None
-        X = block.X.to(torch.float64)
-        n_features = X.shape[1]
-        residual = X @ self._contrast[1 : 1 + n_features]
-        residual += torch.addmm(self._constant, block.y, self._contrast[1 + n_features :])
+        n_features = block.n_features
+        contrast = self._contrast[1 : 1 + n_features]
+        residual = torch.addmm(self._constant, block.y, self._contrast[1 + n_features :])
+        if block.csr is not None:
+            X = block.csr.astype(np.float64, copy=False)
+            residual += torch.from_numpy(X @ contrast.numpy())
+        else:
+            assert block.X is not None
+            rows = block.X.to(torch.float64)
+            residual += rows @ contrast
         if block.weight is not None:
             residual *= block.weight[:, None]
-        return sums_over_rows(X, residual)
+        return sums_over_csr(X, residual) if block.csr is not None else sums_over_rows(rows, residual)
 
     def finish(self, sums: GradientSums) -> tuple[np.ndarray, np.ndarray]:
         """The gradient with respect to the design's coefficients in the frame, and its rounding error."""
@@ -154,6 +164,30 @@ def sums_over_rows(X: torch.Tensor, residual: torch.Tensor, *, sparse: bool = Fa
     if sparse:
         deviation[1:] = _deviation_of_sparse(X, residual, sums[:, 1:], length)
     return GradientSums(sums.sum(0), deviation)
+
+
+def sums_over_csr(X: sparse.csr_array, residual: torch.Tensor) -> GradientSums:
+    """Sums as of `sums_over_rows`, in stacks of `SPARSE_STACK` rows, of their stored entries in sequence.
+
+    Sums on the way are as large as their terms even where they end near 0.
+    """
+    ones = sums_over_rows(residual.new_empty((len(residual), 0)), residual)
+    values = residual.numpy()
+    n_rows, n_features = X.shape
+    n_stacks = -(-n_rows // SPARSE_STACK)
+    # The columns of each stack stand beside those of the one before.
+    first = n_features * (np.arange(n_rows, dtype=X.indices.dtype) // SPARSE_STACK)
+    columns = X.indices + np.repeat(first, np.diff(X.indptr))
+    shape = (n_rows, n_features * n_stacks)
+    in_stacks = (n_stacks, n_features, values.shape[1])
+    total = (sparse.csr_array((X.data, columns, X.indptr), shape=shape).T @ values).reshape(in_stacks)
+    squares = sparse.csr_array((X.data**2, columns, X.indptr), shape=shape).T @ values**2
+    n_stored = np.bincount(columns, minlength=shape[1]).reshape(n_stacks, n_features, 1)
+    variance = 2 * n_stored * np.maximum(total**2, squares.reshape(in_stacks))
+    return GradientSums(
+        torch.cat([ones.total, torch.from_numpy(total.sum(0))]),
+        torch.cat([ones.deviation, torch.from_numpy(np.sqrt(variance.sum(0)))]),
+    )
 
 
 def _deviation_of_sparse(

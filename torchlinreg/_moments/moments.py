@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._linalg import double_double as dd
-from torchlinreg._linalg.gram import EPS, UpperGram, columns_at_once, measured_roundoff, roundoff_of_sums
+from torchlinreg._linalg.gram import EPS, UpperGram, columns_at_once
+from torchlinreg._linalg.sparse_gram import sparse_gram
 
 HEAD_ROWS = 256
 DEVIATION_STEP = 4  # of these rows, every so many-th tells how far they are from their mean
@@ -225,7 +225,7 @@ class MomentsOf:
         assert X is not None
         scale = None if self.frame.scale is None else self.frame.scale.numpy()
         n_features = X.shape[1]
-        X = X.astype(np.float64)
+        X = X.astype(np.float64, copy=False)
         shift_y = self.frame.shift[1 + n_features :]
         others = torch.cat([torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1)
         if scale is not None:
@@ -238,7 +238,8 @@ class MomentsOf:
         order = [0, *range(1 + n_features, 1 + n_features + block.y.shape[1])]
         inside = np.arange(1, 1 + n_features)
         raw = np.empty((len(self.frame.shift),) * 2)
-        raw[1 : 1 + n_features, 1 : 1 + n_features] = (X.T @ X).toarray()
+        of_x = sparse_gram(X)
+        raw[1 : 1 + n_features, 1 : 1 + n_features] = of_x.gram
         product = UpperGram(others.shape[1], others.device).with_roundoff(
             len(others), lambda part, out: out.copy_(others[part])
         )
@@ -246,22 +247,8 @@ class MomentsOf:
         cross = X.T @ others.numpy()
         raw[np.ix_(inside, order)] = cross
         raw[np.ix_(order, inside)] = cross.T
-        roundoff = max(product.roundoff, _roundoff_of_csr(X, raw.diagonal()[inside]))
+        roundoff = max(product.roundoff, of_x.roundoff)
         return Moments(self.frame, torch.from_numpy(raw), len(block.y), roundoff)
-
-
-def _roundoff_of_csr(X: sparse.csr_array, squares: np.ndarray) -> float:
-    """Rounding error of products of columns, which scipy sums one stored entry after another."""
-    columns = X.tocsc()
-    columns.sum_duplicates()  # as the product does
-    n_stored = np.diff(columns.indptr)
-    longest = max(1, int(n_stored.max(initial=0)))
-    accurate = np.zeros(X.shape[1])
-    stored = n_stored > 0
-    if stored.any():
-        accurate[stored] = np.add.reduceat(columns.data**2, columns.indptr[:-1][stored])
-    expected = roundoff_of_sums(longest, longest, 1)
-    return max(expected, measured_roundoff(squares, accurate, expected))
 
 
 def symmetric(upper: torch.Tensor) -> torch.Tensor:

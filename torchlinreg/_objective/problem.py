@@ -141,8 +141,13 @@ class Problem:
         Both have shape (n_design, n_responses).
         """
         of = GradientOf(frame, design, responses, coef)
-        rows_in_place = GRADIENT_BLOCK_BYTES // (8 * self.blocks.n_features)
-        sums = self.blocks.map_reduce(of, GradientSums.merge, dense=True, rows_in_place=rows_in_place)
+        sums = self.blocks.map_reduce(
+            of,
+            GradientSums.merge,
+            dense=not self.blocks.is_sparse,
+            rows_in_place=GRADIENT_BLOCK_BYTES // (8 * self.blocks.n_features),
+            width=3 * len(responses),
+        )
         return of.finish(sums)
 
     def exact_gradient(

@@ -106,7 +106,10 @@ class RowsSource:
     def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
         of = CombinationsOf(self.frame, combinations, n_new, n_slices)
         blocks = self._problem.blocks
-        return of.finish(blocks.map_reduce(of, CombinationSums.merge, dense=not blocks.is_sparse))
+        sums = blocks.map_reduce(
+            of, CombinationSums.merge, dense=not blocks.is_sparse, width=2 * len(combinations.own)
+        )
+        return of.finish(sums)
 
     def gradient(
         self, design: np.ndarray, responses: np.ndarray, coef: DoubleDouble, depth: Depth
