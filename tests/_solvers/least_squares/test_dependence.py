@@ -146,6 +146,18 @@ def test_columns_that_are_nearly_copies_keep_their_digits(noise, shape):
     assert make_problem("x-x", X, y).digits(reg.coef_, reg.intercept_).least >= 12
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_columns_just_above_rounding_keep_their_digits(seed):
+    """Their difference has a mean that products of the columns do not resolve."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(22)
+    X = np.column_stack([x, x + 3e-14 * rng.standard_normal(22)])
+    y = x + 1e-8 * rng.standard_normal(22)
+    reg = TorchLinearRegressor().fit(X, y)
+    assert reg.rank_ == 2
+    assert make_problem("x-x", X, y).digits(reg.coef_, reg.intercept_).least >= 12
+
+
 def test_columns_in_two_scales_are_dependent():
     """Fahrenheit is Celsius but for rounding."""
     rng = np.random.default_rng(4)

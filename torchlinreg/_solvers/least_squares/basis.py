@@ -304,6 +304,8 @@ class Basis:
         combinations = Combinations(1 + formed.own, rest)
         sums = self.source.products(combinations, n_new, n_slices, with_error=with_error)
         total = sums.of_x[0] if self.fit_intercept else np.zeros(n_new)
+        # Weights give means up to rounding, which may be larger than what is left.
+        mean[len(mean) - n_new :] = total / self.weight_sum
         penalty = self.ridge[:, None] * high[1:, high.shape[1] - n_new :]
         of_x = sums.of_x[1:] - np.outer(self.mean[:p], total) + penalty
         of_z = sums.of_z - np.outer(mean, total) + high[1:].T @ penalty
