@@ -26,6 +26,14 @@ def test_both_guards_hold(first):
         assert not verdict.is_broken, f"{trial}: {verdict}"
 
 
+@pytest.mark.parametrize("seed", [6534, 14225, 21831, 31133])
+def test_claims_hold_for_each_target(seed):
+    """The one with the smaller variance was up to four times farther from its optimum than was claimed."""
+    trial = make_trial(seed)
+    assert trial.y.shape[1] == 2
+    assert judge(trial).outcome == "kept"
+
+
 def test_trials_are_of_all_families_and_a_seed_repeats_them():
     trials = [make_trial(seed) for seed in range(200)]
     assert {trial.family for trial in trials} == set(FAMILIES)
