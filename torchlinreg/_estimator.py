@@ -423,7 +423,7 @@ class TorchLinearRegressor(
         self._moments: Moments | ExactMoments | None = None
         if problem.loss.kind == "quadratic" and not is_wide(problem) and blocks.weight is given.weight:
             self._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
-        self._keep(solution, blocks, extra_frames=DECORATOR_FRAMES)
+        self._keep(solution, problem, extra_frames=DECORATOR_FRAMES)
         report.end()
         if self.verbose:
             seconds = time.perf_counter() - start
@@ -493,7 +493,7 @@ class TorchLinearRegressor(
             choose_solver(self.solver, problem)  # or its refusal
             solution = solve_of_moments(problem, moments, float(self.tol))
         self._moments = to_device(moments, torch.device("cpu"))
-        self._keep(solution, blocks)
+        self._keep(solution, problem)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -611,9 +611,9 @@ class TorchLinearRegressor(
         )
         return Problem(blocks, penalty, bool(self.fit_intercept), type(self).__name__, as_loss(self.loss))
 
-    def _attributes_after(self, epoch: Epoch, blocks: RowBlocks) -> dict[str, Any]:
+    def _attributes_after(self, epoch: Epoch, problem: Problem) -> dict[str, Any]:
         """What a copy of the estimator needs to predict as if training had ended here."""
-        coef, intercept = self._fitted(epoch.coef, epoch.intercept, blocks)
+        coef, intercept = self._fitted(epoch.coef, epoch.intercept, problem)
         return {
             "coef_": coef,
             "intercept_": intercept,
@@ -621,14 +621,15 @@ class TorchLinearRegressor(
             "_training_state": epoch.state,
         }
 
-    def _fitted(self, coef: np.ndarray, intercept: np.ndarray, blocks: RowBlocks) -> tuple[np.ndarray, Any]:
+    def _fitted(self, coef: np.ndarray, intercept: np.ndarray, problem: Problem) -> tuple[np.ndarray, Any]:
         """`coef_` and `intercept_` in the dtype of X and the form of y."""
+        one_target = problem.blocks.one_target
+        coef = np.array(problem.penalty.within_bounds(coef, _dtype_of(problem.blocks)), order="C")
         with np.errstate(over="ignore"):
-            coef = np.array(coef, dtype=_dtype_of(blocks), order="C")
             intercept = np.array(intercept, dtype=coef.dtype)
         if not self.fit_intercept:
-            return coef[0] if blocks.one_target else coef, 0.0
-        return (coef[0], intercept[0]) if blocks.one_target else (coef, intercept)
+            return coef[0] if one_target else coef, 0.0
+        return (coef[0], intercept[0]) if one_target else (coef, intercept)
 
     def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
         if y is None:
@@ -644,9 +645,10 @@ class TorchLinearRegressor(
         blocks = blocks.with_ordinary_weights()
         if not first:
             self._check_targets(blocks)
-        solution, self._optimizer_state = train_further(self, self._problem_of(blocks), first, None)
+        problem = self._problem_of(blocks)
+        solution, self._optimizer_state = train_further(self, problem, first, None)
         self._moments = None
-        self._keep(solution, blocks)
+        self._keep(solution, problem)
         return self
 
     def _accumulated(self, blocks: RowBlocks) -> ExactMoments:
@@ -690,9 +692,9 @@ class TorchLinearRegressor(
             before = before.with_scale(moments.frame.scale)
         return ExactMoments.merge(before, moments)
 
-    def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
+    def _keep(self, solution: Solution, problem: Problem, extra_frames: int = 0) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
-        coef, intercept = self._fitted(solution.coef.T, solution.intercept, blocks)
+        coef, intercept = self._fitted(solution.coef.T, solution.intercept, problem)
         if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
             raise ValueError(
                 f"The coefficients or the intercept exceed {coef.dtype}. Bring X and y to similar "
@@ -707,7 +709,7 @@ class TorchLinearRegressor(
         for name in ("scale_", "loss_curve_", "validation_loss_curve_"):
             self.__dict__.pop(name, None)  # of an earlier fit
         if solution.scale is not None:
-            self.scale_ = float(solution.scale[0]) if blocks.one_target else solution.scale
+            self.scale_ = float(solution.scale[0]) if problem.blocks.one_target else solution.scale
         if solution.loss_curve is not None:
             self.loss_curve_ = np.array(solution.loss_curve)
         if solution.validation_loss_curve is not None:

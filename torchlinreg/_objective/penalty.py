@@ -51,6 +51,19 @@ class Penalty:
         shrunk = np.sign(coef) * np.maximum(np.abs(coef) - step * self.l1, 0.0) / (1 + step * self.l2)
         return np.clip(shrunk, self.lower, self.upper)
 
+    def within_bounds(self, coef: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
+        """Coefficients, shape (..., n_features), rounded to a dtype without leaving their bounds.
+
+        Bounds that have no number of the dtype between them leave one next to them.
+        """
+        with np.errstate(over="ignore"):
+            rounded = np.clip(coef, self.lower, self.upper).astype(dtype)
+        if not self.has_bounds:
+            return rounded
+        finite = np.isfinite(rounded)
+        rounded = np.where(finite & (rounded > self.upper), np.nextafter(rounded, dtype(-np.inf)), rounded)
+        return np.where(finite & (rounded < self.lower), np.nextafter(rounded, dtype(np.inf)), rounded)
+
     def part(self, index: np.ndarray) -> Penalty:
         """The same of some features."""
         return Penalty(self.l1[index], self.l2[index], self.lower[index], self.upper[index])

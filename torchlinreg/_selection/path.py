@@ -197,11 +197,11 @@ def regularization_path(
         strengths = np.sort(as_numbers(alphas))[::-1]
     penalties = [penalty.times(float(alpha)) for alpha in strengths]
     coef, intercept, gaps = _fits(problem, quadratic, penalties, float(tol))
-    coef = coef.transpose(0, 2, 1)
     dtype = np.float32 if blocks.dtype is torch.float32 else np.float64
+    coef = penalty.within_bounds(coef.transpose(0, 2, 1), dtype)
     if blocks.one_target:
         coef, intercept = coef[:, 0], intercept[:, 0]
-    return RegularizationPath(strengths, coef.astype(dtype), intercept.astype(dtype), gaps)
+    return RegularizationPath(strengths, coef, intercept.astype(dtype), gaps)
 
 
 def check_grid(alphas: Any, eps: Any) -> None:

@@ -83,7 +83,7 @@ class Regressor(Protocol):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """R2 of the prediction."""
 
-    def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
+    def _keep(self, solution: Solution, problem: Problem, extra_frames: int = 0) -> None:
         """Set the fitted attributes."""
 
 
@@ -198,7 +198,7 @@ class Search:
         model._moments = None
         if self._is_given:
             model._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
-        model._keep(solution, problem.blocks, extra_frames=1)
+        model._keep(solution, problem, extra_frames=1)
         return model
 
     def _model(self, candidate: Candidate) -> Regressor:
@@ -327,7 +327,7 @@ class Search:
                 n_iter=1,
                 error=0.0,
             )
-            model._keep(solution, self._problem.blocks)
+            model._keep(solution, self._problem)
             scores[index] = scorer(model, test.X, test.y, **test.score_params)
         return scores
 

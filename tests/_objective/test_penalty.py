@@ -1,0 +1,83 @@
+"""Coefficients keep to their bounds in the dtype that they are returned in, whatever fits them."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.model_selection import KFold
+
+from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, regularization_path
+from torchlinreg._objective.penalty import elastic_net
+
+# Numbers that neither float32 nor standardised units hold.
+LOWER, UPPER = -0.1, 0.3
+
+
+def problem(seed, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(40, 4)) * rng.uniform(0.1, 10, 4) + rng.normal(size=4)
+    return X.astype(dtype), X @ rng.normal(size=4) + rng.normal(size=40)
+
+
+def assert_inside(coef, lower=LOWER, upper=UPPER):
+    wide = coef.astype(np.float64)
+    assert ((lower <= wide) & (wide <= upper)).all()
+    # Bounds that hold are reached as nearly as the dtype can.
+    at = np.isclose(wide, upper, rtol=1e-5, atol=0)
+    above = np.nextafter(coef, coef.dtype.type(np.inf)).astype(np.float64)
+    assert (above > upper)[at].all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_paths_keep_to_bounds(dtype):
+    for seed in range(30):
+        X, y = problem(seed, dtype)
+        path = regularization_path(X, y, alphas=[0.01, 0.0], bounds=(LOWER, UPPER))
+        assert path.coefs.dtype == dtype
+        assert_inside(path.coefs)
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.01, "l1_ratio": 0.5}, {"loss": "huber"}])
+@pytest.mark.parametrize("as_kind", [np.asarray, sparse.csr_array])
+def test_float32_fits_keep_to_bounds(options, as_kind):
+    for seed in range(3):
+        X, y = problem(seed, np.float32)
+        reg = TorchLinearRegressor(bounds=(LOWER, UPPER), **options).fit(as_kind(X), np.column_stack([y, -y]))
+        assert reg.coef_.dtype == np.float32
+        assert_inside(reg.coef_)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_every_way_to_fit_keeps_to_bounds(dtype):
+    for seed in range(3):
+        X, y = problem(seed, dtype)
+        bounds = np.array([LOWER, -1e-10, -np.inf, LOWER]), np.array([UPPER, 0.7, UPPER, 1e-10])
+        search = TorchLinearRegressorCV(alphas=[1e-3, 0.0], bounds=bounds, cv=KFold(3)).fit(X, y)
+        assert_inside(search.coef_, *bounds)
+        in_parts = TorchLinearRegressor(bounds=bounds).partial_fit(X[:30], y[:30]).partial_fit(X[30:], y[30:])
+        assert_inside(in_parts.coef_, *bounds)
+        trained = TorchLinearRegressor(bounds=bounds, solver="sgd", max_iter=50, tol=1e-4)
+        assert_inside(trained.fit(X, y).coef_, *bounds)
+        by_pass = TorchLinearRegressor(bounds=bounds, solver="sgd", learning_rate=0.1)
+        assert_inside(by_pass.partial_fit(X, y).partial_fit(X, y).coef_, *bounds)
+
+
+def test_rounding_stays_within_bounds():
+    rng = np.random.default_rng(0)
+    upper = rng.normal(size=300) * 10.0 ** rng.uniform(-44, 37, 300)
+    lower = upper - np.abs(upper) * 10.0 ** rng.uniform(-5, 1, 300)
+    for coef in (lower, upper, 2 * upper, upper + (lower - upper) / 3):
+        rounded = elastic_net(0.0, 0.0, 300, None, lower, upper).within_bounds(coef, np.float32)
+        between = np.nextafter(lower.astype(np.float32), np.float32(np.inf)) < upper
+        assert ((lower <= rounded) & (rounded <= upper))[between].all()
+        nearest = np.clip(coef, lower, upper).astype(np.float32)
+        assert (np.abs(rounded - nearest) <= np.spacing(np.abs(nearest))).all()
+
+
+def test_bounds_without_a_number_between_give_its_neighbour():
+    coef = elastic_net(0.0, 0.0, 1, None, 0.3, 0.3).within_bounds(np.array([5.0]), np.float32)
+    assert abs(coef[0] - 0.3) <= np.spacing(np.float32(0.3))
+
+
+def test_overflow_is_not_hidden_by_bounds():
+    coef = elastic_net(0.0, 0.0, 1, None, 0.0, 1e39).within_bounds(np.array([1e39]), np.float32)
+    assert coef[0] == np.inf
