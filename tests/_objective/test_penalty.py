@@ -1,8 +1,10 @@
 """Coefficients keep to their bounds in the dtype that they are returned in, whatever fits them."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
+from scipy.optimize import lsq_linear
 from sklearn.model_selection import KFold
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, regularization_path
@@ -81,3 +83,43 @@ def test_bounds_without_a_number_between_give_its_neighbour():
 def test_overflow_is_not_hidden_by_bounds():
     coef = elastic_net(0.0, 0.0, 1, None, 0.0, 1e39).within_bounds(np.array([1e39]), np.float32)
     assert coef[0] == np.inf
+
+
+@pytest.mark.parametrize(
+    ("bounds", "numbers"),
+    [
+        (([0, None, -1.0, None], None), ([0, -np.inf, -1, -np.inf], np.inf)),
+        ((None, (None, 0.5, None, 2)), (-np.inf, [np.inf, 0.5, np.inf, 2])),
+        (
+            (np.array([0, None, None, None]), pd.Series([None, None, 0.5, 1], dtype=object)),
+            ([0, -np.inf, -np.inf, -np.inf], [np.inf, np.inf, 0.5, 1]),
+        ),
+    ],
+)
+def test_none_among_bounds_is_no_bound(bounds, numbers):
+    X, y = problem(0)
+    lower, upper = (np.broadcast_to(side, 4) for side in numbers)
+    truth = lsq_linear(X - X.mean(0), y - y.mean(), (lower, upper), tol=1e-14).x
+    for fitted in (
+        TorchLinearRegressor(bounds=bounds).fit(X, y).coef_,
+        TorchLinearRegressorCV(alphas=[0.0], bounds=bounds).fit(X, y).coef_,
+        regularization_path(X, y, alphas=[0.0], bounds=bounds).coefs[0],
+        TorchLinearRegressor(bounds=bounds).partial_fit(X, y).coef_,
+    ):
+        np.testing.assert_allclose(fitted, truth, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bounds": (["0", 0, 0, 0], None)}, "bounds: lower.* must hold numbers: it holds str"),
+        ({"bounds": (None, True)}, "bounds: upper=True must hold numbers: it holds bool"),
+        ({"bounds": (None, np.ones(4, dtype=bool))}, "must hold numbers: it has dtype bool"),
+        ({"bounds": (None, [1.0, np.nan, 1.0, 1.0])}, "upper holds NaN"),
+        ({"penalty_factor": [True, 1.0, 1.0, 1.0]}, "penalty_factor=.* must hold numbers: it holds bool"),
+        ({"penalty_factor": "1"}, "penalty_factor='1' must hold numbers"),
+    ],
+)
+def test_what_is_no_number_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        TorchLinearRegressor(**options).fit(*problem(0))

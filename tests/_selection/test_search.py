@@ -33,6 +33,16 @@ from torchlinreg._moments.moments import Moments, choose_frame
 from torchlinreg._selection.folds import fold_moments, leave_one_out, rows_of, splits_of
 
 ALPHAS = [1e-3, 1.0, 0.03]
+# What NumPy makes numbers of.
+NO_STRENGTHS = [
+    ["1"],
+    [True],
+    [True, 1.0],
+    np.array(["1"]),
+    torch.tensor([True]),
+    np.array([True, 1.0], dtype=object),
+    np.array(["2020-01-01"], dtype="datetime64[D]"),
+]
 MOMENT_SCORINGS = [None, "r2", "neg_mean_squared_error", "neg_root_mean_squared_error"]
 
 
@@ -430,11 +440,29 @@ def test_verbose_tells_of_fits(data, capsys):
         ({"penalty_factor": [-1.0] * 5}, "penalty_factor"),
         ({"bounds": (1, 0)}, "bounds leave no coefficient"),
         ({"fit_intercept": "no"}, "True or False"),
+        *(({"alphas": alphas}, "1-D array of finite numbers") for alphas in NO_STRENGTHS),
+        ({"eps": 1e-300}, r"eps=1e-300 is too small"),
+        ({"cv": list(KFold(4).split(np.empty((132, 1))))}, "train rows of split 0 .* 33 to 131, .* 120 rows"),
+        ({"cv": [([0, 1, -121], [2])]}, "train rows of split 0 .* reach from -121 to 1"),
+        ({"cv": [([0, 1], [2]), ([0, 1], [120])]}, "test rows of split 1 .* reach from 120 to 120"),
+        ({"cv": [([True, False], [2, 3])]}, "2 booleans, but there are 120 rows"),
+        ({"cv": [(np.zeros(120, dtype=bool), [2, 3])]}, "no train rows"),
+        ({"cv": [([0.0, 1.0], [2, 3])]}, "train rows of split 0 .* dtype float64"),
+        ({"cv": [([[0], [1]], [2, 3])]}, r"train rows of split 0 .* shape \(2, 1\)"),
     ],
 )
 def test_refusals(data, options, words):
     with pytest.raises(ValueError, match=words):
         TorchLinearRegressorCV(**options).fit(*data)
+
+
+def test_indices_may_count_from_the_end(data):
+    X, y = data
+    splits = list(KFold(4).split(X))
+    from_the_end = [(train - 120, test) for train, test in splits]
+    reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=from_the_end).fit(X, y)
+    expected = searched(X, y, cv=splits)
+    np.testing.assert_allclose(split_scores(reg.cv_results_), split_scores(expected.cv_results_), rtol=1e-9)
 
 
 def test_strengths_may_be_as_large_as_numbers_are(data):

@@ -143,14 +143,23 @@ def _bounds(bounds: Any, n_features: int) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(bounds, str) or not hasattr(bounds, "__len__") or len(bounds) != 2:
         raise ValueError(
             f"bounds={bounds!r} must be a pair (lower, upper), each a number, an array of shape "
-            "(n_features,), or None for no bound, such as (0, None)."
+            "(n_features,), or None for no bound, such as (0, None). An array may hold None as well."
         )
     sides = []
     for name, bound, none in (("lower", bounds[0], -np.inf), ("upper", bounds[1], np.inf)):
-        sides.append(_per_feature(f"bounds: {name}", none if bound is None else bound, n_features))
+        sides.append(_per_feature(f"bounds: {name}", _without_none(bound, none), n_features))
         if np.isnan(sides[-1]).any() or (sides[-1] == -none).any():
             raise ValueError(f"bounds: {name} holds NaN or {-none}; use numbers, or None for no bound.")
     return sides[0], sides[1]
+
+
+def _without_none(bound: Any, none: float) -> Any:
+    """A bound, or several, with a number in place of None."""
+    if bound is None:
+        return none
+    if isinstance(bound, (list, tuple)) or str(getattr(bound, "dtype", "")) == "object":
+        return [none if value is None else value for value in bound]
+    return bound
 
 
 def _per_feature(name: str, value: Any, n_features: int) -> np.ndarray:

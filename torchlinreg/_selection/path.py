@@ -43,6 +43,8 @@ NEGLIGIBLE = 1e-12
 ABOVE_EXACT_NULL, ABOVE_NULL = 1 + 1e-13, 1 + 1e-6
 # A gap of this share of the objective of the best constant is one of rounding.
 SMALL_GAP = 5e-13
+# Smaller strengths have lost digits to underflow.
+SMALLEST_STRENGTH = float(np.finfo(np.float64).tiny)
 # A path through dependent columns has steps of at most this.
 NEAR = 1.25
 # Wide rows with an l1 penalty take the path by moments as long as these are not larger than this.
@@ -229,7 +231,14 @@ def alpha_grid(largest: float, l1_ratio: float, eps: float, n_alphas: int) -> np
         )
     if not largest > 0:  # nothing to explain: all strengths give zeros
         largest = 1.0
-    return np.geomspace(largest, largest * (eps if l1_ratio > 0 else eps**2), n_alphas)
+    least = largest * (eps if l1_ratio > 0 else eps**2)
+    if not least >= SMALLEST_STRENGTH:
+        power = "eps" if l1_ratio > 0 else "eps**2, as ridge acts on squares,"
+        raise ValueError(
+            f"eps={eps!r} is too small: the grid falls from {largest:.3g} to {power} times that, which "
+            "float64 does not hold. Use a larger one, such as 1e-3, or give the strengths as alphas."
+        )
+    return np.geomspace(largest, least, n_alphas)
 
 
 def quadratic_of(moments: Moments, n_features: int, fit_intercept: bool) -> Standardised | None:
