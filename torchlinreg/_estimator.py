@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from torchlinreg._checks import check_flag, check_number
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
-from torchlinreg._moments.accumulated import on_cpu, to_device
+from torchlinreg._moments.accumulated import to_device
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.moments import (
     LARGEST_MOMENT,
@@ -32,8 +32,8 @@ from torchlinreg._moments.moments import (
     largest_magnitudes,
 )
 from torchlinreg._objective.penalty import penalty_of
-from torchlinreg._objective.problem import Problem
-from torchlinreg._objective.solution import FitStatus, Solution, Status
+from torchlinreg._objective.problem import Problem, moments_to_keep
+from torchlinreg._objective.solution import FitStatus, Solution, Status, of_all_targets
 from torchlinreg._parameters import LossParametersMixin
 from torchlinreg._solvers import choose_solver, solve, solve_of_moments
 from torchlinreg._solvers.least_squares.dual import is_wide
@@ -420,9 +420,9 @@ class TorchLinearRegressor(
                 )
                 solution = solve(self.solver, problem, float(self.tol), self.max_iter)
         self._optimizer_state: dict[str, Any] | None = None
-        self._moments: Moments | ExactMoments | None = None
+        self._moments: tuple[Moments | ExactMoments, ...] | None = None
         if problem.loss.kind == "quadratic" and not is_wide(problem) and blocks.weight is given.weight:
-            self._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
+            self._moments = moments_to_keep(self._parts(problem), solution.condition_number)
         self._keep(solution, problem, extra_frames=DECORATOR_FRAMES)
         report.end()
         if self.verbose:
@@ -482,17 +482,21 @@ class TorchLinearRegressor(
                 "The largest sample_weight of a call of partial_fit must lie between 1e-100 and 1e100. "
                 "Multiply the weights of all calls by one constant."
             )
-        before = None if first else self._accumulated(blocks)
-        moments = self._merged(before, blocks)
         problem = self._problem_of(blocks)
-        arguments = (moments, blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
+        parts = self._parts(problem)
+        before = [None] * len(parts) if first else self._accumulated(blocks, len(parts))
+        moments = [self._merged(*pair) for pair in zip(before, parts, strict=True)]
         if is_training(self.solver):
+            arguments = (moments[0], blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
             geometry = geometry_of_accumulated(*arguments, tol=1e-12)
             solution, self._optimizer_state = train_further(self, problem, first, geometry)
         else:
             choose_solver(self.solver, problem)  # or its refusal
-            solution = solve_of_moments(problem, moments, float(self.tol))
-        self._moments = to_device(moments, torch.device("cpu"))
+            tol = float(self.tol)
+            solution = of_all_targets(
+                [solve_of_moments(*pair, tol) for pair in zip(parts, moments, strict=True)]
+            )
+        self._moments = tuple(to_device(part, torch.device("cpu")) for part in moments)
         self._keep(solution, problem)
         return self
 
@@ -651,22 +655,27 @@ class TorchLinearRegressor(
         self._keep(solution, problem)
         return self
 
-    def _accumulated(self, blocks: RowBlocks) -> ExactMoments:
-        """Moments of the rows given before."""
+    def _parts(self, problem: Problem) -> tuple[Problem, ...]:
+        """The problem in the parts that moments are kept of; training is of all targets together."""
+        return (problem,) if is_training(self.solver) else problem.by_targets
+
+    def _accumulated(self, blocks: RowBlocks, n_parts: int) -> list[ExactMoments]:
+        """Moments of the rows given before, of each part of the targets."""
         self._check_targets(blocks)
-        if self._moments is None:
+        if self._moments is None or len(self._moments) != n_parts:
             raise ValueError(
                 "partial_fit cannot go on: no moments were kept, since the model comes from fewer rows than "
-                "features, weights beyond 1e-100 to 1e100, or partial_fit with a number for learning_rate. "
-                "Start anew, with partial_fit and these parameters from the first rows on."
+                "features, weights beyond 1e-100 to 1e100, or partial_fit with a number for learning_rate, "
+                "or many targets were trained before that are not now, or the other way round. Start anew, "
+                "with partial_fit and these parameters from the first rows on."
             )
-        if not self.fit_intercept and self._moments.frame.shift.any():
+        if not self.fit_intercept and any(part.frame.shift.any() for part in self._moments):
             raise ValueError(
                 "fit_intercept was True in the calls before and is False now; keep to one value."
             )
-        if isinstance(self._moments, Moments):
-            return ExactMoments.from_moments(self._moments)
-        return self._moments
+        return [
+            ExactMoments.from_moments(part) if isinstance(part, Moments) else part for part in self._moments
+        ]
 
     def _check_targets(self, blocks: RowBlocks) -> None:
         before = None if self.coef_.ndim == 1 else len(self.coef_)
@@ -675,8 +684,9 @@ class TorchLinearRegressor(
             old, new = ("1-D" if n is None else f"2-D with {n} columns" for n in (before, now))
             raise ValueError(f"y is {new}, but it was {old} in the calls before; keep to one form.")
 
-    def _merged(self, before: ExactMoments | None, blocks: RowBlocks) -> ExactMoments:
+    def _merged(self, before: ExactMoments | None, problem: Problem) -> ExactMoments:
         """Moments of the rows before and these; rescaled if the squares of these overflow."""
+        blocks = problem.blocks
         of = ExactMomentsOf(_frame_for(before, blocks, bool(self.fit_intercept)))
         moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         if not float(moments.high.abs().max()) < LARGEST_MOMENT:

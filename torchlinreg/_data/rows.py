@@ -194,7 +194,7 @@ class RowBlocks:
         return result
 
     def with_targets(self, y: torch.Tensor) -> RowBlocks:
-        """The same rows with other targets, of the same shape."""
+        """The same rows with other targets; shape: (n_samples, n_targets)."""
         return RowBlocks(self._source, y, self.weight, one_target=self.one_target)
 
     def with_ordinary_weights(self) -> RowBlocks:

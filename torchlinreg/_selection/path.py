@@ -186,19 +186,24 @@ def regularization_path(
     blocks = as_row_blocks(X, y, sample_weight, device=device).with_ordinary_weights()
     penalty = penalty_of(blocks.n_features, 1.0, float(l1_ratio), penalty_factor, bool(positive), bounds)
     problem = Problem(blocks, penalty, bool(fit_intercept), "regularization_path", as_loss(loss))
-    quadratic = None
     small = l1_ratio > 0 and 8 * blocks.n_features**2 <= WIDE_MOMENTS_BYTES
+    parts: list[tuple[Problem, Standardised | None]] = [(problem, None)]
     if problem.loss.kind == "quadratic" and (small or not is_wide(problem)):
-        quadratic = quadratic_of(problem.moments, blocks.n_features, problem.fit_intercept)
+        parts = [
+            (part, quadratic_of(part.moments, blocks.n_features, problem.fit_intercept))
+            for part in problem.by_targets
+        ]
     else:
         blocks.raise_if_not_finite(problem.name)
     if isinstance(alphas, Integral):
-        largest = largest_alpha(problem, quadratic, float(l1_ratio))
+        largest = max(largest_alpha(*part, float(l1_ratio)) for part in parts)
         strengths = alpha_grid(largest, float(l1_ratio), float(eps), int(alphas))
     else:
         strengths = np.sort(as_numbers(alphas))[::-1]
     penalties = [penalty.times(float(alpha)) for alpha in strengths]
-    coef, intercept, gaps = _fits(problem, quadratic, penalties, float(tol))
+    of_parts = [_fits(*part, penalties, float(tol)) for part in parts]
+    coef, intercept = (np.concatenate([part[index] for part in of_parts], axis=-1) for index in (0, 1))
+    gaps = np.max([part[2] for part in of_parts], axis=0)
     dtype = np.float32 if blocks.dtype is torch.float32 else np.float64
     coef = penalty.within_bounds(coef.transpose(0, 2, 1), dtype)
     if blocks.one_target:

@@ -15,11 +15,10 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from torchlinreg._data.rows import RowBlocks
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg._moments.accumulated import on_cpu
 from torchlinreg._moments.moments import Moments, choose_frame
 from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty, penalty_of
-from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.problem import Problem, moments_to_keep
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._selection.folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, moments_of, rows_of
 from torchlinreg._selection.path import (
@@ -197,7 +196,7 @@ class Search:
         model._optimizer_state = None
         model._moments = None
         if self._is_given:
-            model._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
+            model._moments = moments_to_keep((problem,), solution.condition_number)
         model._keep(solution, problem, extra_frames=1)
         return model
 
@@ -222,6 +221,8 @@ class Search:
             for split in self._splits
         )
         if problem.loss.kind != "quadratic" or self._template.solver not in MOMENT_SOLVERS:
+            return None
+        if len(problem.by_targets) > 1:
             return None
         n_bytes = 16 * len(self._splits) * (1 + blocks.n_features + blocks.n_targets) ** 2
         sparse_and_small = n_bytes <= MOMENTS_BYTES and all(ratio > 0 for ratio in self._search.l1_ratios)
