@@ -231,7 +231,8 @@ class TorchLinearRegressor(
         infinity, complex numbers or text in X or y; wrong shapes or lengths; negative or all-zero weights; a
         device that is not there.
     TypeError
-        In `fit`: a `solver`, `lr_scheduler` or `loss` that gives no optimizer, scheduler or tensor of losses.
+        In `fit`: a `solver`, `lr_scheduler` or `loss` that gives no optimizer, scheduler or tensor of losses;
+        a lazy frame or collection (collect or compute it), a data set or loader of torch (see `partial_fit`).
     FloatingPointError
         In `fit`: training diverged with the number given for `learning_rate`; the message names a stable one.
 
@@ -636,11 +637,11 @@ class TorchLinearRegressor(
         return (coef[0], intercept[0]) if one_target else (coef, intercept)
 
     def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
+        blocks = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
             )
-        blocks = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         check_features(self, X, reset=reset)
         return blocks
 

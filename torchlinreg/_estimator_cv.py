@@ -212,11 +212,11 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
             See the class.
         """
         self._check_parameters()
+        given = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
             )
-        given = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         check_features(self, X, reset=True)
         if isinstance(sample_weight, Real) or getattr(sample_weight, "ndim", 1) == 0:
             sample_weight = np.full(given.n_samples, float(sample_weight))

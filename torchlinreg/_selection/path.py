@@ -181,9 +181,9 @@ def regularization_path(
     check_flag("positive", positive)
     check_flag("fit_intercept", fit_intercept)
     check_grid(alphas, eps)
+    blocks = as_row_blocks(X, y, sample_weight, device=device).with_ordinary_weights()
     if y is None:
         raise ValueError("regularization_path requires y, but the target y is None.")
-    blocks = as_row_blocks(X, y, sample_weight, device=device).with_ordinary_weights()
     penalty = penalty_of(blocks.n_features, 1.0, float(l1_ratio), penalty_factor, bool(positive), bounds)
     problem = Problem(blocks, penalty, bool(fit_intercept), "regularization_path", as_loss(loss))
     small = l1_ratio > 0 and 8 * blocks.n_features**2 <= WIDE_MOMENTS_BYTES
