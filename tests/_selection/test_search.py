@@ -22,6 +22,7 @@ from sklearn.model_selection import (
     RepeatedKFold,
     ShuffleSplit,
     TimeSeriesSplit,
+    cross_val_predict,
     cross_val_score,
 )
 from sklearn.pipeline import make_pipeline
@@ -159,10 +160,81 @@ def test_leave_one_out(data, no_fits):
     for scoring in ("neg_mean_squared_error", "neg_mean_absolute_error"):
         assert_agrees(X, y, cv=LeaveOneOut(), scoring=scoring, l1_ratio=[0.0, 1.0])
     assert_agrees(X[:9], y[:9], cv=LeavePOut(2), scoring="neg_mean_squared_error")
-    with pytest.warns(UserWarning, match="not finite"):
-        reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=LeaveOneOut()).fit(X, y)
+    with pytest.warns(UserWarning, match="not finite; R2 needs two test rows"):
+        reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=[(np.arange(14), [14])]).fit(X, y)
     assert np.isnan(reg.cv_results_["mean_test_score"]).all()
     assert reg.best_index_ == 0
+
+
+def pooled_scores(X, y, cv, weight=None, **options):
+    """R2 of the predictions for all test rows together."""
+    scores = []
+    for alpha in ALPHAS:
+        reg = TorchLinearRegressor(alpha=alpha, **options)
+        params = {} if weight is None else {"sample_weight": weight}
+        predicted = cross_val_predict(reg, X, y, cv=cv, params=params)
+        scores.append(r2_score(y, predicted, sample_weight=weight))
+    return np.array(scores)
+
+
+POOLED = {
+    "one": {},
+    "several": {"several": True},
+    "weighted": {"weighted": True, "several": True},
+    "uneven": {"cv": KFold(8)},  # of 15 rows
+    "two rows": {"rows": 2, "cv": 2},
+    "lasso": {"l1_ratio": 1.0},
+    "no intercept": {"fit_intercept": False},
+    "nearly perfect": {"noise": 1e-9},
+    "huber": {"loss": "huber", "rows": 9, "cv": KFold(5)},
+    "wide": {"rows": 7, "cv": 4, "l1_ratio": 0.0, "wide": True},
+    "sparse": {"kind": sparse.csr_array},
+    "frame": {"kind": pd.DataFrame},
+}
+
+
+@pytest.mark.parametrize("case", POOLED)
+def test_single_test_rows_are_scored_together(data, case):
+    options = {
+        "rows": 15,
+        "cv": LeaveOneOut(),
+        "several": False,
+        "weighted": False,
+        "wide": False,
+        **POOLED[case],
+    }
+    rows, cv, several, weighted, wide = (
+        options.pop(name) for name in ("rows", "cv", "several", "weighted", "wide")
+    )
+    noise, kind = options.pop("noise", 1.0), options.pop("kind", np.asarray)
+    X, y = data[0][:rows], data[1][:rows]
+    y = X @ np.arange(5.0) + noise * (y - y.mean())
+    X = np.hstack([X, X**2, X**3, 1 / X]) if wide else X
+    y = np.c_[y, X[:, 1] - 0.1 * y + 1e3] if several else y
+    weight = np.random.default_rng(1).integers(0, 4, rows).astype(float) if weighted else None
+    expected = pooled_scores(X, y, cv, weight, **options)
+    for scoring in (None, "r2"):
+        reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=cv, scoring=scoring, **options)
+        reg.fit(kind(X), y, weight)
+        np.testing.assert_allclose(reg.cv_results_["mean_test_score"], expected, rtol=1e-9, atol=1e-9)
+        assert reg.best_index_ == expected.argmax()
+        assert reg.best_score_ == reg.cv_results_["mean_test_score"][reg.best_index_]
+        assert np.isnan(split_scores(reg.cv_results_)).all()
+
+
+def test_leave_one_out_chooses_as_ridge_cv_does(data):
+    X, y = data[0][:30], data[1][:30]
+    # Leaving out one row, strengths over 29 rows are those that RidgeCV does not divide.
+    ridge = RidgeCV(alphas=[29 * alpha for alpha in ALPHAS], cv=None, store_cv_results=True).fit(X, y)
+    reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=LeaveOneOut()).fit(X, y)
+    mean_square = ridge.cv_results_.mean(0)
+    np.testing.assert_allclose(reg.cv_results_["mean_test_score"], 1 - mean_square / y.var(), rtol=1e-9)
+    assert reg.alpha_ * 29 == pytest.approx(ridge.alpha_)
+
+
+def test_single_test_rows_without_weight_are_refused(data):
+    with pytest.raises(ValueError, match="All rows that the splits test have a sample_weight of zero"):
+        TorchLinearRegressorCV(cv=[(np.arange(9), [9])]).fit(data[0][:10], data[1][:10], np.arange(10) < 9)
 
 
 @pytest.mark.parametrize(
