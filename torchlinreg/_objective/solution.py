@@ -38,7 +38,8 @@ class Status(Enum):
         "training loss could fall no more; the coefficients of the lowest validation loss were taken."
     )
     ITERATIONS_USED = (
-        "The solver ended after max_iter iterations, before the optimum was reached. Use a larger max_iter."
+        "The solver ended after max_iter iterations, before the optimum, of several the one of least norm, "
+        "was reached. Use a larger max_iter."
     )
     STUCK = (
         "The solver could not lower the objective any more before the optimum was reached: the problem is "
