@@ -107,8 +107,8 @@ class TorchLinearRegressor(
         The share of the l1 penalty, from 0 (ridge) to 1 (lasso). With more than 0, coefficients that do not
         pay are exactly 0.
     penalty_factor : float or array-like of shape (n_features,), default=None
-        Multiplies the penalty of each feature, 0 or more; 0 leaves a feature unpenalised. None is 1 for all.
-        It is not rescaled.
+        Multiplies the penalty of each feature, 0 or more; 0 leaves a feature unpenalised, and infinity
+        excludes it: its coefficient is 0 at any `alpha`. None is 1 for all. It is not rescaled.
     positive : bool, default=False
         Whether coefficients must be 0 or more.
     bounds : pair (lower, upper), default=None

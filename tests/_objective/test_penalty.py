@@ -57,8 +57,8 @@ def test_every_way_to_fit_keeps_to_bounds(dtype):
         assert_inside(search.coef_, *bounds)
         in_parts = TorchLinearRegressor(bounds=bounds).partial_fit(X[:30], y[:30]).partial_fit(X[30:], y[30:])
         assert_inside(in_parts.coef_, *bounds)
-        trained = TorchLinearRegressor(bounds=bounds, solver="sgd", max_iter=50, tol=1e-4)
-        assert_inside(trained.fit(X, y).coef_, *bounds)
+        trained = TorchLinearRegressor(bounds=bounds, solver="sgd").fit(X, y)
+        assert_inside(trained.coef_, *bounds)
         by_pass = TorchLinearRegressor(bounds=bounds, solver="sgd", learning_rate=0.1)
         assert_inside(by_pass.partial_fit(X, y).partial_fit(X, y).coef_, *bounds)
 
@@ -123,3 +123,86 @@ def test_none_among_bounds_is_no_bound(bounds, numbers):
 def test_what_is_no_number_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         TorchLinearRegressor(**options).fit(*problem(0))
+
+
+WITHOUT = [0, 2, 3]
+EXCLUDING = [1.0, np.inf, 0.0, 2.0]
+EXCLUDING_CASES = {
+    "least squares": {},
+    "ridge": {"alpha": 0.1},
+    "l1": {"alpha": 0.1, "l1_ratio": 0.5},
+    "positive": {"alpha": 0.1, "positive": True},
+    "bounds": {"bounds": (-0.3, None)},
+    "huber": {"loss": "huber", "alpha": 0.1},
+    "median": {"loss": "absolute_error"},
+    "no intercept": {"alpha": 0.1, "fit_intercept": False},
+    "training": {"solver": "lbfgs", "alpha": 0.1},
+}
+
+
+@pytest.mark.parametrize("case", EXCLUDING_CASES)
+@pytest.mark.parametrize("as_kind", [np.asarray, sparse.csr_array])
+def test_infinite_factors_exclude_features(case, as_kind):
+    options = EXCLUDING_CASES[case]
+    X, y = problem(0)
+    y = np.column_stack([y, y[::-1]])
+    reg = TorchLinearRegressor(penalty_factor=EXCLUDING, **options).fit(as_kind(X), y)
+    factor = [EXCLUDING[index] for index in WITHOUT]
+    rest = TorchLinearRegressor(penalty_factor=factor, **options).fit(as_kind(X[:, WITHOUT]), y)
+    assert (reg.coef_[:, 1] == 0).all()
+    rtol = 1e-6 if case == "training" else 1e-9
+    np.testing.assert_allclose(reg.coef_[:, WITHOUT], rest.coef_, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(reg.intercept_, rest.intercept_, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.every(5)
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("loss", ["squared_error", "huber"])
+def test_infinite_factors_in_paths_and_cross_validation(l1_ratio, loss):
+    X, y = problem(0)
+    factors = EXCLUDING, [EXCLUDING[index] for index in WITHOUT]
+    whole, rest = (
+        regularization_path(columns, y, alphas=3, l1_ratio=l1_ratio, loss=loss, penalty_factor=factor)
+        for columns, factor in zip((X, X[:, WITHOUT]), factors, strict=True)
+    )
+    np.testing.assert_allclose(whole.alphas, rest.alphas, rtol=1e-9)
+    np.testing.assert_allclose(whole.coefs[:, WITHOUT], rest.coefs, rtol=1e-8, atol=1e-9)
+    assert (whole.coefs[:, 1] == 0).all()
+    whole, rest = (
+        TorchLinearRegressorCV(alphas=2, l1_ratio=l1_ratio, loss=loss, penalty_factor=factor, cv=2).fit(
+            columns, y
+        )
+        for columns, factor in zip((X, X[:, WITHOUT]), factors, strict=True)
+    )
+    scores = (search.cv_results_["mean_test_score"] for search in (whole, rest))
+    np.testing.assert_allclose(*scores, rtol=1e-8)
+    assert whole.coef_[1] == 0
+
+
+def test_infinite_factors_in_partial_fit_and_for_all_features():
+    X, y = problem(0)
+    reg = TorchLinearRegressor(penalty_factor=EXCLUDING, alpha=0.1)
+    reg.partial_fit(X[:30], y[:30]).partial_fit(X[30:], y[30:])
+    expected = TorchLinearRegressor(penalty_factor=[1.0, 0.0, 2.0], alpha=0.1).fit(X[:, WITHOUT], y)
+    np.testing.assert_allclose(reg.coef_, np.insert(expected.coef_, 1, 0.0), rtol=1e-9)
+    none = TorchLinearRegressor(penalty_factor=np.inf).fit(X, y)
+    assert not none.coef_.any()
+    assert none.intercept_ == pytest.approx(y.mean())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bounds": (0.5, None)}, "infinite for feature 1, .* bounds go from 0.5 to inf"),
+        ({"solver": "cholesky"}, "does not serve positive, bounds or an infinite penalty_factor"),
+    ],
+)
+def test_features_that_cannot_be_excluded(options, words):
+    with pytest.raises(ValueError, match=words):
+        TorchLinearRegressor(penalty_factor=EXCLUDING, **options).fit(*problem(0))
+
+
+@pytest.mark.parametrize("factor", [-np.inf, np.nan, -1.0])
+def test_factors_are_numbers_from_0_on(factor):
+    with pytest.raises(ValueError, match="penalty_factor must hold numbers from 0"):
+        TorchLinearRegressor(penalty_factor=[1.0, factor, 1.0, 1.0]).fit(*problem(0))

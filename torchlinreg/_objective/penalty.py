@@ -101,7 +101,7 @@ def _refuse_infinite(strength: np.ndarray, alpha: float) -> None:
     if not np.isfinite(strength).all():
         raise ValueError(
             f"alpha={alpha!r} times penalty_factor is infinite for feature {np.isfinite(strength).argmin()}; "
-            "use smaller numbers, or bounds of 0 to leave a feature out."
+            "use smaller numbers, or penalty_factor=inf to leave a feature out."
         )
 
 
@@ -113,16 +113,20 @@ def penalty_of(
     Raises
     ------
     ValueError
-        `penalty_factor` or `bounds` has another shape, holds other numbers than it may, or the bounds cross.
+        `penalty_factor` or `bounds` has another shape, holds other numbers than it may, the bounds cross, or
+        those of an excluded feature leave out 0.
     """
-    factor = None
+    factor, excluded = None, np.zeros(n_features, dtype=bool)
     if penalty_factor is not None:
         factor = _per_feature("penalty_factor", penalty_factor, n_features)
-        if not (np.isfinite(factor).all() and (factor >= 0).all()):
+        if not (factor >= 0).all():  # false for NaN, too
             raise ValueError(
-                f"penalty_factor must hold finite numbers, 0 (no penalty) or more; it is {penalty_factor!r}."
+                "penalty_factor must hold numbers from 0 (no penalty) to infinity (the feature is excluded); "
+                f"it is {penalty_factor!r}."
             )
-    if bounds is None and not positive:
+        excluded = np.isinf(factor)
+        factor[excluded] = 0.0
+    if bounds is None and not (positive or excluded.any()):
         return elastic_net(alpha, l1_ratio, n_features, factor)
     lower, upper = _bounds(bounds, n_features)
     if positive:
@@ -134,6 +138,14 @@ def penalty_of(
             f"bounds leave no coefficient for feature {first}: from {lower[first]:g} to {upper[first]:g}"
             f"{' with positive=True' if positive else ''}. Every lower bound must be at most the upper one."
         )
+    barred = np.flatnonzero(excluded & ((lower > 0) | (upper < 0)))
+    if len(barred):
+        first = barred[0]
+        raise ValueError(
+            f"penalty_factor is infinite for feature {first}, whose coefficient is then 0, but its bounds go "
+            f"from {lower[first]:g} to {upper[first]:g}. Let them contain 0, or use a finite factor."
+        )
+    lower[excluded] = upper[excluded] = 0.0
     return elastic_net(alpha, l1_ratio, n_features, factor, lower, upper)
 
 

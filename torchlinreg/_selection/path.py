@@ -129,7 +129,8 @@ def regularization_path(
     sample_weight : float, array-like or tensor of shape (n_samples,), default=None
         Weights, 0 or more, not all 0.
     penalty_factor : array-like of shape (n_features,), default=None
-        Multipliers of the penalty, 0 or more; 0 leaves a feature unpenalised. None is 1 for all.
+        Multipliers of the penalty, 0 or more; 0 leaves a feature unpenalised, and infinity excludes it. None
+        is 1 for all.
     positive : bool, default=False
         Whether coefficients must be 0 or more.
     bounds : pair, default=None

@@ -174,7 +174,7 @@ def _missing(row: Solver, problem: Problem) -> list[str]:
     if not _serves_penalty(row, problem.penalty):
         kinds = {
             "an l1 penalty (l1_ratio > 0)": problem.penalty.l1.any(),
-            "positive or bounds": problem.penalty.has_bounds,
+            "positive, bounds or an infinite penalty_factor": problem.penalty.has_bounds,
             "a penalty_factor that differs between features": problem.penalty.is_ridge,
         }
         missing += [kind for kind, there in kinds.items() if there]
