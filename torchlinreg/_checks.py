@@ -24,10 +24,18 @@ def as_numbers(value: Any) -> np.ndarray:
     Raises
     ------
     TypeError, ValueError
-        It holds other things than numbers.
+        It holds other things than numbers, such as text or booleans.
     """
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
+    array = np.asarray(value)
+    if not hasattr(value, "dtype") or array.dtype == object:
+        # NumPy makes numbers of text and of booleans beside numbers.
+        for kind in set(map(type, np.asarray(value, dtype=object).flat)):
+            if issubclass(kind, (str, bytes, bool, np.bool_)):
+                raise TypeError(f"it holds {kind.__name__}")
+    elif array.dtype.kind not in "iuf":
+        raise TypeError(f"it has dtype {array.dtype}")
     return np.asarray(value, dtype=np.float64)
 
 

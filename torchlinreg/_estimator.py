@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from torchlinreg._checks import check_flag, check_number
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
-from torchlinreg._moments.accumulated import on_cpu, to_device
+from torchlinreg._moments.accumulated import to_device
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.moments import (
     LARGEST_MOMENT,
@@ -32,8 +32,8 @@ from torchlinreg._moments.moments import (
     largest_magnitudes,
 )
 from torchlinreg._objective.penalty import penalty_of
-from torchlinreg._objective.problem import Problem
-from torchlinreg._objective.solution import FitStatus, Solution, Status
+from torchlinreg._objective.problem import Problem, moments_to_keep
+from torchlinreg._objective.solution import FitStatus, Solution, Status, of_all_targets
 from torchlinreg._parameters import LossParametersMixin
 from torchlinreg._solvers import choose_solver, solve, solve_of_moments
 from torchlinreg._solvers.least_squares.dual import is_wide
@@ -107,8 +107,8 @@ class TorchLinearRegressor(
         The share of the l1 penalty, from 0 (ridge) to 1 (lasso). With more than 0, coefficients that do not
         pay are exactly 0.
     penalty_factor : float or array-like of shape (n_features,), default=None
-        Multiplies the penalty of each feature, 0 or more; 0 leaves a feature unpenalised. None is 1 for all.
-        It is not rescaled.
+        Multiplies the penalty of each feature, 0 or more; 0 leaves a feature unpenalised, and infinity
+        excludes it: its coefficient is 0 at any `alpha`. None is 1 for all. It is not rescaled.
     positive : bool, default=False
         Whether coefficients must be 0 or more.
     bounds : pair (lower, upper), default=None
@@ -231,7 +231,8 @@ class TorchLinearRegressor(
         infinity, complex numbers or text in X or y; wrong shapes or lengths; negative or all-zero weights; a
         device that is not there.
     TypeError
-        In `fit`: a `solver`, `lr_scheduler` or `loss` that gives no optimizer, scheduler or tensor of losses.
+        In `fit`: a `solver`, `lr_scheduler` or `loss` that gives no optimizer, scheduler or tensor of losses;
+        a lazy frame or collection (collect or compute it), a data set or loader of torch (see `partial_fit`).
     FloatingPointError
         In `fit`: training diverged with the number given for `learning_rate`; the message names a stable one.
 
@@ -420,10 +421,10 @@ class TorchLinearRegressor(
                 )
                 solution = solve(self.solver, problem, float(self.tol), self.max_iter)
         self._optimizer_state: dict[str, Any] | None = None
-        self._moments: Moments | ExactMoments | None = None
+        self._moments: tuple[Moments | ExactMoments, ...] | None = None
         if problem.loss.kind == "quadratic" and not is_wide(problem) and blocks.weight is given.weight:
-            self._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
-        self._keep(solution, blocks, extra_frames=DECORATOR_FRAMES)
+            self._moments = moments_to_keep(self._parts(problem), solution.condition_number)
+        self._keep(solution, problem, extra_frames=DECORATOR_FRAMES)
         report.end()
         if self.verbose:
             seconds = time.perf_counter() - start
@@ -482,18 +483,22 @@ class TorchLinearRegressor(
                 "The largest sample_weight of a call of partial_fit must lie between 1e-100 and 1e100. "
                 "Multiply the weights of all calls by one constant."
             )
-        before = None if first else self._accumulated(blocks)
-        moments = self._merged(before, blocks)
         problem = self._problem_of(blocks)
-        arguments = (moments, blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
+        parts = self._parts(problem)
+        before = [None] * len(parts) if first else self._accumulated(blocks, len(parts))
+        moments = [self._merged(*pair) for pair in zip(before, parts, strict=True)]
         if is_training(self.solver):
+            arguments = (moments[0], blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
             geometry = geometry_of_accumulated(*arguments, tol=1e-12)
             solution, self._optimizer_state = train_further(self, problem, first, geometry)
         else:
             choose_solver(self.solver, problem)  # or its refusal
-            solution = solve_of_moments(problem, moments, float(self.tol))
-        self._moments = to_device(moments, torch.device("cpu"))
-        self._keep(solution, blocks)
+            tol = float(self.tol)
+            solution = of_all_targets(
+                [solve_of_moments(*pair, tol) for pair in zip(parts, moments, strict=True)]
+            )
+        self._moments = tuple(to_device(part, torch.device("cpu")) for part in moments)
+        self._keep(solution, problem)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -611,9 +616,9 @@ class TorchLinearRegressor(
         )
         return Problem(blocks, penalty, bool(self.fit_intercept), type(self).__name__, as_loss(self.loss))
 
-    def _attributes_after(self, epoch: Epoch, blocks: RowBlocks) -> dict[str, Any]:
+    def _attributes_after(self, epoch: Epoch, problem: Problem) -> dict[str, Any]:
         """What a copy of the estimator needs to predict as if training had ended here."""
-        coef, intercept = self._fitted(epoch.coef, epoch.intercept, blocks)
+        coef, intercept = self._fitted(epoch.coef, epoch.intercept, problem)
         return {
             "coef_": coef,
             "intercept_": intercept,
@@ -621,21 +626,22 @@ class TorchLinearRegressor(
             "_training_state": epoch.state,
         }
 
-    def _fitted(self, coef: np.ndarray, intercept: np.ndarray, blocks: RowBlocks) -> tuple[np.ndarray, Any]:
+    def _fitted(self, coef: np.ndarray, intercept: np.ndarray, problem: Problem) -> tuple[np.ndarray, Any]:
         """`coef_` and `intercept_` in the dtype of X and the form of y."""
+        one_target = problem.blocks.one_target
+        coef = np.array(problem.penalty.within_bounds(coef, _dtype_of(problem.blocks)), order="C")
         with np.errstate(over="ignore"):
-            coef = np.array(coef, dtype=_dtype_of(blocks), order="C")
             intercept = np.array(intercept, dtype=coef.dtype)
         if not self.fit_intercept:
-            return coef[0] if blocks.one_target else coef, 0.0
-        return (coef[0], intercept[0]) if blocks.one_target else (coef, intercept)
+            return coef[0] if one_target else coef, 0.0
+        return (coef[0], intercept[0]) if one_target else (coef, intercept)
 
     def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
+        blocks = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
             )
-        blocks = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         check_features(self, X, reset=reset)
         return blocks
 
@@ -644,27 +650,33 @@ class TorchLinearRegressor(
         blocks = blocks.with_ordinary_weights()
         if not first:
             self._check_targets(blocks)
-        solution, self._optimizer_state = train_further(self, self._problem_of(blocks), first, None)
+        problem = self._problem_of(blocks)
+        solution, self._optimizer_state = train_further(self, problem, first, None)
         self._moments = None
-        self._keep(solution, blocks)
+        self._keep(solution, problem)
         return self
 
-    def _accumulated(self, blocks: RowBlocks) -> ExactMoments:
-        """Moments of the rows given before."""
+    def _parts(self, problem: Problem) -> tuple[Problem, ...]:
+        """The problem in the parts that moments are kept of; training is of all targets together."""
+        return (problem,) if is_training(self.solver) else problem.by_targets
+
+    def _accumulated(self, blocks: RowBlocks, n_parts: int) -> list[ExactMoments]:
+        """Moments of the rows given before, of each part of the targets."""
         self._check_targets(blocks)
-        if self._moments is None:
+        if self._moments is None or len(self._moments) != n_parts:
             raise ValueError(
                 "partial_fit cannot go on: no moments were kept, since the model comes from fewer rows than "
-                "features, weights beyond 1e-100 to 1e100, or partial_fit with a number for learning_rate. "
-                "Start anew, with partial_fit and these parameters from the first rows on."
+                "features, weights beyond 1e-100 to 1e100, or partial_fit with a number for learning_rate, "
+                "or many targets were trained before that are not now, or the other way round. Start anew, "
+                "with partial_fit and these parameters from the first rows on."
             )
-        if not self.fit_intercept and self._moments.frame.shift.any():
+        if not self.fit_intercept and any(part.frame.shift.any() for part in self._moments):
             raise ValueError(
                 "fit_intercept was True in the calls before and is False now; keep to one value."
             )
-        if isinstance(self._moments, Moments):
-            return ExactMoments.from_moments(self._moments)
-        return self._moments
+        return [
+            ExactMoments.from_moments(part) if isinstance(part, Moments) else part for part in self._moments
+        ]
 
     def _check_targets(self, blocks: RowBlocks) -> None:
         before = None if self.coef_.ndim == 1 else len(self.coef_)
@@ -673,8 +685,9 @@ class TorchLinearRegressor(
             old, new = ("1-D" if n is None else f"2-D with {n} columns" for n in (before, now))
             raise ValueError(f"y is {new}, but it was {old} in the calls before; keep to one form.")
 
-    def _merged(self, before: ExactMoments | None, blocks: RowBlocks) -> ExactMoments:
+    def _merged(self, before: ExactMoments | None, problem: Problem) -> ExactMoments:
         """Moments of the rows before and these; rescaled if the squares of these overflow."""
+        blocks = problem.blocks
         of = ExactMomentsOf(_frame_for(before, blocks, bool(self.fit_intercept)))
         moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         if not float(moments.high.abs().max()) < LARGEST_MOMENT:
@@ -690,9 +703,9 @@ class TorchLinearRegressor(
             before = before.with_scale(moments.frame.scale)
         return ExactMoments.merge(before, moments)
 
-    def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
+    def _keep(self, solution: Solution, problem: Problem, extra_frames: int = 0) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
-        coef, intercept = self._fitted(solution.coef.T, solution.intercept, blocks)
+        coef, intercept = self._fitted(solution.coef.T, solution.intercept, problem)
         if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
             raise ValueError(
                 f"The coefficients or the intercept exceed {coef.dtype}. Bring X and y to similar "
@@ -707,7 +720,7 @@ class TorchLinearRegressor(
         for name in ("scale_", "loss_curve_", "validation_loss_curve_"):
             self.__dict__.pop(name, None)  # of an earlier fit
         if solution.scale is not None:
-            self.scale_ = float(solution.scale[0]) if blocks.one_target else solution.scale
+            self.scale_ = float(solution.scale[0]) if problem.blocks.one_target else solution.scale
         if solution.loss_curve is not None:
             self.loss_curve_ = np.array(solution.loss_curve)
         if solution.validation_loss_curve is not None:

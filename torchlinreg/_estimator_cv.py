@@ -25,7 +25,7 @@ from torchlinreg._estimator import TorchLinearRegressor
 from torchlinreg._parameters import LossParametersMixin
 from torchlinreg._selection.folds import splits_of
 from torchlinreg._selection.path import check_grid
-from torchlinreg._selection.search import Candidate, Search, SearchParameters
+from torchlinreg._selection.search import Candidate, Scores, Search, SearchParameters
 from torchlinreg._training.optimizers import is_training
 from torchlinreg.losses import Loss
 
@@ -55,7 +55,9 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
     scoring : str or callable, default=None
         A scorer of scikit-learn, or ``callable(estimator, X, y)``; larger is better. None is R2, as `score`
         gives it. Scorers that take weights are given `sample_weight`, as by `GridSearchCV` of scikit-learn
-        1.9; with metadata routing enabled, those that request it, and R2 for None. R2 is about the mean:
+        1.9; with metadata routing enabled, those that request it, and R2 for None. If a split tests a single
+        row, as those of `LeaveOneOut`, of which R2 is not defined, None and ``"r2"`` give R2 of the
+        predictions for the test rows of all splits together, as `RidgeCV` does. R2 is about the mean:
         for quantiles, use `sklearn.metrics.mean_pinball_loss` in `make_scorer`.
     penalty_factor : array-like of shape (n_features,), default=None
         As for `TorchLinearRegressor`.
@@ -88,7 +90,8 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
         The strengths that were tried, in that order; 2-D where a grid was made for each of several l1 ratios.
     cv_results_ : dict of ndarray
         As of `GridSearchCV`: ``params``, ``param_alpha``, ``param_l1_ratio``, ``split0_test_score`` and so
-        on, ``mean_test_score``, ``std_test_score`` and ``rank_test_score``. Given `alphas` come in the order
+        on, ``mean_test_score``, ``std_test_score`` and ``rank_test_score``. If R2 is pooled (see `scoring`),
+        the scores of single splits and their deviation are NaN. Given `alphas` come in the order
         of that search; grids come one after the other.
     best_score_ : float
         The mean score of the best.
@@ -212,11 +215,11 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
             See the class.
         """
         self._check_parameters()
+        given = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         if y is None:
             raise ValueError(
                 f"This {type(self).__name__} estimator requires y to be passed, but the target y is None."
             )
-        given = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         check_features(self, X, reset=True)
         if isinstance(sample_weight, Real) or getattr(sample_weight, "ndim", 1) == 0:
             sample_weight = np.full(given.n_samples, float(sample_weight))
@@ -401,14 +404,14 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
         ]
         return candidates, grids if len(ratios) > 1 else grids[0]
 
-    def _keep_scores(self, candidates: list[Candidate], scores: np.ndarray) -> None:
+    def _keep_scores(self, candidates: list[Candidate], scores: Scores) -> None:
         """Set `cv_results_` and what is best in it, as `GridSearchCV` does."""
-        mean, deviation = scores.mean(1), scores.std(1)
+        mean, deviation = scores.mean, scores.splits.std(1)
         unknown = ~np.isfinite(mean)
         if unknown.any():
             warnings.warn(
                 f"The mean test scores of {unknown.sum()} of {len(mean)} candidates are not finite; R2 needs "
-                "two test rows at least, for example.",
+                "two test rows at least, for example. The first of the best others, if any, is taken.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -418,7 +421,7 @@ class TorchLinearRegressorCV(LossParametersMixin, MultiOutputMixin, RegressorMix
             "params": [candidate._asdict() for candidate in candidates],
             "param_alpha": np.array([candidate.alpha for candidate in candidates]),
             "param_l1_ratio": np.array([candidate.l1_ratio for candidate in candidates]),
-            **{f"split{number}_test_score": column for number, column in enumerate(scores.T)},
+            **{f"split{number}_test_score": column for number, column in enumerate(scores.splits.T)},
             "mean_test_score": mean,
             "std_test_score": deviation,
             "rank_test_score": rank,

@@ -248,6 +248,11 @@ def test_elastic_net_of_scikit_learn_is_nowhere_better(data):
         ({"penalty_factor": [1.0]}, "penalty_factor has shape"),
         ({"alphas": [1e300], "penalty_factor": [1e10] + [1.0] * 7}, "is infinite for feature 0"),
         ({"y": None}, "y is None"),
+        ({"alphas": ["1"]}, "1-D array of finite numbers"),
+        ({"alphas": [True, 1.0]}, "1-D array of finite numbers"),
+        ({"l1_ratio": 0.0, "eps": 1e-300}, r"eps=1e-300 is too small: .* as ridge acts on squares"),
+        ({"l1_ratio": 1.0, "eps": 5e-324}, "eps=5e-324 is too small"),
+        ({"bounds": ([0, None], None)}, r"shape \(2,\); it must be one number or have shape \(8,\)"),
     ],
 )
 def test_refusals(data, options, words):

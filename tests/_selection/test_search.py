@@ -22,6 +22,7 @@ from sklearn.model_selection import (
     RepeatedKFold,
     ShuffleSplit,
     TimeSeriesSplit,
+    cross_val_predict,
     cross_val_score,
 )
 from sklearn.pipeline import make_pipeline
@@ -33,6 +34,16 @@ from torchlinreg._moments.moments import Moments, choose_frame
 from torchlinreg._selection.folds import fold_moments, leave_one_out, rows_of, splits_of
 
 ALPHAS = [1e-3, 1.0, 0.03]
+# What NumPy makes numbers of.
+NO_STRENGTHS = [
+    ["1"],
+    [True],
+    [True, 1.0],
+    np.array(["1"]),
+    torch.tensor([True]),
+    np.array([True, 1.0], dtype=object),
+    np.array(["2020-01-01"], dtype="datetime64[D]"),
+]
 MOMENT_SCORINGS = [None, "r2", "neg_mean_squared_error", "neg_root_mean_squared_error"]
 
 
@@ -149,10 +160,81 @@ def test_leave_one_out(data, no_fits):
     for scoring in ("neg_mean_squared_error", "neg_mean_absolute_error"):
         assert_agrees(X, y, cv=LeaveOneOut(), scoring=scoring, l1_ratio=[0.0, 1.0])
     assert_agrees(X[:9], y[:9], cv=LeavePOut(2), scoring="neg_mean_squared_error")
-    with pytest.warns(UserWarning, match="not finite"):
-        reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=LeaveOneOut()).fit(X, y)
+    with pytest.warns(UserWarning, match="not finite; R2 needs two test rows"):
+        reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=[(np.arange(14), [14])]).fit(X, y)
     assert np.isnan(reg.cv_results_["mean_test_score"]).all()
     assert reg.best_index_ == 0
+
+
+def pooled_scores(X, y, cv, weight=None, **options):
+    """R2 of the predictions for all test rows together."""
+    scores = []
+    for alpha in ALPHAS:
+        reg = TorchLinearRegressor(alpha=alpha, **options)
+        params = {} if weight is None else {"sample_weight": weight}
+        predicted = cross_val_predict(reg, X, y, cv=cv, params=params)
+        scores.append(r2_score(y, predicted, sample_weight=weight))
+    return np.array(scores)
+
+
+POOLED = {
+    "one": {},
+    "several": {"several": True},
+    "weighted": {"weighted": True, "several": True},
+    "uneven": {"cv": KFold(8)},  # of 15 rows
+    "two rows": {"rows": 2, "cv": 2},
+    "lasso": {"l1_ratio": 1.0},
+    "no intercept": {"fit_intercept": False},
+    "nearly perfect": {"noise": 1e-9},
+    "huber": {"loss": "huber", "rows": 9, "cv": KFold(5)},
+    "wide": {"rows": 7, "cv": 4, "l1_ratio": 0.0, "wide": True},
+    "sparse": {"kind": sparse.csr_array},
+    "frame": {"kind": pd.DataFrame},
+}
+
+
+@pytest.mark.parametrize("case", POOLED)
+def test_single_test_rows_are_scored_together(data, case):
+    options = {
+        "rows": 15,
+        "cv": LeaveOneOut(),
+        "several": False,
+        "weighted": False,
+        "wide": False,
+        **POOLED[case],
+    }
+    rows, cv, several, weighted, wide = (
+        options.pop(name) for name in ("rows", "cv", "several", "weighted", "wide")
+    )
+    noise, kind = options.pop("noise", 1.0), options.pop("kind", np.asarray)
+    X, y = data[0][:rows], data[1][:rows]
+    y = X @ np.arange(5.0) + noise * (y - y.mean())
+    X = np.hstack([X, X**2, X**3, 1 / X]) if wide else X
+    y = np.c_[y, X[:, 1] - 0.1 * y + 1e3] if several else y
+    weight = np.random.default_rng(1).integers(0, 4, rows).astype(float) if weighted else None
+    expected = pooled_scores(X, y, cv, weight, **options)
+    for scoring in (None, "r2"):
+        reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=cv, scoring=scoring, **options)
+        reg.fit(kind(X), y, weight)
+        np.testing.assert_allclose(reg.cv_results_["mean_test_score"], expected, rtol=1e-9, atol=1e-9)
+        assert reg.best_index_ == expected.argmax()
+        assert reg.best_score_ == reg.cv_results_["mean_test_score"][reg.best_index_]
+        assert np.isnan(split_scores(reg.cv_results_)).all()
+
+
+def test_leave_one_out_chooses_as_ridge_cv_does(data):
+    X, y = data[0][:30], data[1][:30]
+    # Leaving out one row, strengths over 29 rows are those that RidgeCV does not divide.
+    ridge = RidgeCV(alphas=[29 * alpha for alpha in ALPHAS], cv=None, store_cv_results=True).fit(X, y)
+    reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=LeaveOneOut()).fit(X, y)
+    mean_square = ridge.cv_results_.mean(0)
+    np.testing.assert_allclose(reg.cv_results_["mean_test_score"], 1 - mean_square / y.var(), rtol=1e-9)
+    assert reg.alpha_ * 29 == pytest.approx(ridge.alpha_)
+
+
+def test_single_test_rows_without_weight_are_refused(data):
+    with pytest.raises(ValueError, match="All rows that the splits test have a sample_weight of zero"):
+        TorchLinearRegressorCV(cv=[(np.arange(9), [9])]).fit(data[0][:10], data[1][:10], np.arange(10) < 9)
 
 
 @pytest.mark.parametrize(
@@ -430,11 +512,29 @@ def test_verbose_tells_of_fits(data, capsys):
         ({"penalty_factor": [-1.0] * 5}, "penalty_factor"),
         ({"bounds": (1, 0)}, "bounds leave no coefficient"),
         ({"fit_intercept": "no"}, "True or False"),
+        *(({"alphas": alphas}, "1-D array of finite numbers") for alphas in NO_STRENGTHS),
+        ({"eps": 1e-300}, r"eps=1e-300 is too small"),
+        ({"cv": list(KFold(4).split(np.empty((132, 1))))}, "train rows of split 0 .* 33 to 131, .* 120 rows"),
+        ({"cv": [([0, 1, -121], [2])]}, "train rows of split 0 .* reach from -121 to 1"),
+        ({"cv": [([0, 1], [2]), ([0, 1], [120])]}, "test rows of split 1 .* reach from 120 to 120"),
+        ({"cv": [([True, False], [2, 3])]}, "2 booleans, but there are 120 rows"),
+        ({"cv": [(np.zeros(120, dtype=bool), [2, 3])]}, "no train rows"),
+        ({"cv": [([0.0, 1.0], [2, 3])]}, "train rows of split 0 .* dtype float64"),
+        ({"cv": [([[0], [1]], [2, 3])]}, r"train rows of split 0 .* shape \(2, 1\)"),
     ],
 )
 def test_refusals(data, options, words):
     with pytest.raises(ValueError, match=words):
         TorchLinearRegressorCV(**options).fit(*data)
+
+
+def test_indices_may_count_from_the_end(data):
+    X, y = data
+    splits = list(KFold(4).split(X))
+    from_the_end = [(train - 120, test) for train, test in splits]
+    reg = TorchLinearRegressorCV(alphas=ALPHAS, cv=from_the_end).fit(X, y)
+    expected = searched(X, y, cv=splits)
+    np.testing.assert_allclose(split_scores(reg.cv_results_), split_scores(expected.cv_results_), rtol=1e-9)
 
 
 def test_strengths_may_be_as_large_as_numbers_are(data):

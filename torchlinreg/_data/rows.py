@@ -7,6 +7,7 @@ block is a view where torch can share the memory, and a copy of a few rows where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import date
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import sparse
 from sklearn import get_config
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length
 from sklearn.utils.validation import validate_data
+from torch.utils.data import DataLoader, Dataset
 
 from torchlinreg._linalg import double_double as dd
 
@@ -25,6 +27,10 @@ Statistic = TypeVar("Statistic")
 BLOCK_BYTES = 4 * 2**20
 WIDE_BLOCK_BYTES = 64 * 2**20
 WIDE_BLOCK_ROWS = 2048
+# What to do with times among the data.
+OF_DATETIMES = (
+    "Turn datetimes into numbers first, such as days: (time - time.min()) / numpy.timedelta64(1, 'D')."
+)
 # Sparse rows cost little memory, but each of their blocks a dense Gram matrix.
 SPARSE_BLOCK_BYTES = 16 * 2**20
 # Moments come straight from CSR where rows of k entries have at most this share of the products, k^2 each,
@@ -218,7 +224,7 @@ class RowBlocks:
         return result
 
     def with_targets(self, y: torch.Tensor) -> RowBlocks:
-        """The same rows with other targets, of the same shape."""
+        """The same rows with other targets; shape: (n_samples, n_targets)."""
         return RowBlocks(self._source, y, self.weight, one_target=self.one_target)
 
     def with_ordinary_weights(self) -> RowBlocks:
@@ -299,9 +305,13 @@ def as_row_blocks(
     Raises
     ------
     ValueError
-        Wrong shapes, inconsistent lengths, no rows or features, text or complex data, negative, non-finite
-        or all-zero weights, or a device that is not there.
+        Wrong shapes, inconsistent lengths, no rows or features, text or complex data, missing datetimes,
+        negative, non-finite or all-zero weights, or a device that is not there.
+    TypeError
+        Lazy frames and collections, data sets and loaders of torch.
     """
+    for name, values in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+        _refuse_unread(name, values)
     target = _resolve_device(device, X)
     source = _open(X, target, estimator)
     n_samples = source.n_samples
@@ -377,9 +387,7 @@ def _open(X: Any, device: torch.device, estimator: Any) -> Source:
     def checked(rows: Any) -> Any:
         if _is_plain(rows):
             return rows
-        return check_array(
-            rows, accept_sparse="csr", dtype="numeric", ensure_all_finite=False, estimator=estimator
-        )
+        return _checked(rows, "X", accept_sparse="csr", estimator=estimator)
 
     if isinstance(X, torch.Tensor):
         return _open_tensor(X, device, checked)
@@ -459,6 +467,58 @@ def _open_tensor(X: torch.Tensor, device: torch.device, checked: Callable[[Any],
 
     in_place = X.dtype is inside and X.device == device
     return Source(X.shape[0], X.shape[1], dtype, take, gather, in_place=in_place)
+
+
+def _refuse_unread(name: str, values: Any) -> None:
+    """Raise a TypeError for what holds no rows yet, or gives them in batches; says how to come by rows."""
+    kind = type(values)
+    package = kind.__module__.partition(".")[0]
+    what = f"{name} is a {kind.__name__} of {package}"
+    if package == "polars" and kind.__name__ == "LazyFrame":
+        raise TypeError(f"{what}, which has not been read. Give {name}.collect().")
+    if package in ("dask", "dask_expr"):
+        raise TypeError(f"{what}, which has not been computed. Give {name}.compute().")
+    if isinstance(values, (DataLoader, Dataset)):
+        raise TypeError(
+            f"{what}; rows are needed, as an array, a data frame or a tensor. Call partial_fit for each "
+            "batch: for X, y in DataLoader(dataset, batch_size=1000): reg.partial_fit(X, y)."
+        )
+
+
+def _checked(values: Any, name: str, **options: Any) -> Any:
+    """What `check_array` makes of X or y, without a pass for finite numbers; names columns it cannot take."""
+    try:
+        array = check_array(values, dtype="numeric", ensure_all_finite=False, input_name=name, **options)
+        if array.dtype == object:  # of a frame whose dtypes NumPy does not know
+            array = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        if _is_frame(values):
+            _refuse_columns(values, name, error)
+        raise
+    if array.dtype.kind in "mM":
+        missing = np.isnat(array).reshape(len(array), -1).any(0)
+        if missing.any():
+            column = f", in column {values.columns[missing.argmax()]!r}" if _is_frame(values) else ""
+            raise ValueError(
+                f"Input {name} contains NaT{column}: drop such rows, or fill them. {OF_DATETIMES}"
+            )
+    return array
+
+
+def _refuse_columns(frame: Any, name: str, error: Exception) -> None:
+    """Raise a ValueError that names the first column without numbers, if there is one."""
+    for column in frame.columns:
+        values = np.asarray(frame[column])
+        is_time = values.dtype.kind in "mM" or isinstance(values.flat[0], date)
+        try:
+            values.astype(np.float64)
+        except (TypeError, ValueError):
+            is_number = False
+        else:
+            is_number = True
+        if is_time or not is_number:
+            advice = OF_DATETIMES if is_time else "Encode it, such as by OneHotEncoder, or leave it out."
+            raise ValueError(f"Column {column!r} of {name} holds no numbers: {error}. {advice}") from error
 
 
 def _is_plain(X: Any) -> bool:
@@ -543,14 +603,12 @@ def _open_target(y: Any, device: torch.device, estimator: Any) -> torch.Tensor:
     else:
         array = y
         if not (type(y) is np.ndarray and y.dtype in (np.float32, np.float64)):
-            array = check_array(
+            array = _checked(
                 y,
+                "y",
                 ensure_2d=False,
-                dtype="numeric",
-                ensure_all_finite=False,
                 ensure_min_samples=0,
                 ensure_min_features=0,
-                input_name="y",
                 estimator=estimator,
             )
         if array.ndim not in (1, 2):

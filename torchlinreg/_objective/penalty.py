@@ -51,6 +51,19 @@ class Penalty:
         shrunk = np.sign(coef) * np.maximum(np.abs(coef) - step * self.l1, 0.0) / (1 + step * self.l2)
         return np.clip(shrunk, self.lower, self.upper)
 
+    def within_bounds(self, coef: np.ndarray, dtype: type[np.floating[Any]]) -> np.ndarray:
+        """Coefficients, shape (..., n_features), rounded to a dtype without leaving their bounds.
+
+        Bounds that have no number of the dtype between them leave one next to them.
+        """
+        with np.errstate(over="ignore"):
+            rounded = np.clip(coef, self.lower, self.upper).astype(dtype)
+        if not self.has_bounds:
+            return rounded
+        finite = np.isfinite(rounded)
+        rounded = np.where(finite & (rounded > self.upper), np.nextafter(rounded, dtype(-np.inf)), rounded)
+        return np.where(finite & (rounded < self.lower), np.nextafter(rounded, dtype(np.inf)), rounded)
+
     def part(self, index: np.ndarray) -> Penalty:
         """The same of some features."""
         return Penalty(self.l1[index], self.l2[index], self.lower[index], self.upper[index])
@@ -88,7 +101,7 @@ def _refuse_infinite(strength: np.ndarray, alpha: float) -> None:
     if not np.isfinite(strength).all():
         raise ValueError(
             f"alpha={alpha!r} times penalty_factor is infinite for feature {np.isfinite(strength).argmin()}; "
-            "use smaller numbers, or bounds of 0 to leave a feature out."
+            "use smaller numbers, or penalty_factor=inf to leave a feature out."
         )
 
 
@@ -100,16 +113,20 @@ def penalty_of(
     Raises
     ------
     ValueError
-        `penalty_factor` or `bounds` has another shape, holds other numbers than it may, or the bounds cross.
+        `penalty_factor` or `bounds` has another shape, holds other numbers than it may, the bounds cross, or
+        those of an excluded feature leave out 0.
     """
-    factor = None
+    factor, excluded = None, np.zeros(n_features, dtype=bool)
     if penalty_factor is not None:
         factor = _per_feature("penalty_factor", penalty_factor, n_features)
-        if not (np.isfinite(factor).all() and (factor >= 0).all()):
+        if not (factor >= 0).all():  # false for NaN, too
             raise ValueError(
-                f"penalty_factor must hold finite numbers, 0 (no penalty) or more; it is {penalty_factor!r}."
+                "penalty_factor must hold numbers from 0 (no penalty) to infinity (the feature is excluded); "
+                f"it is {penalty_factor!r}."
             )
-    if bounds is None and not positive:
+        excluded = np.isinf(factor)
+        factor[excluded] = 0.0
+    if bounds is None and not (positive or excluded.any()):
         return elastic_net(alpha, l1_ratio, n_features, factor)
     lower, upper = _bounds(bounds, n_features)
     if positive:
@@ -121,6 +138,14 @@ def penalty_of(
             f"bounds leave no coefficient for feature {first}: from {lower[first]:g} to {upper[first]:g}"
             f"{' with positive=True' if positive else ''}. Every lower bound must be at most the upper one."
         )
+    barred = np.flatnonzero(excluded & ((lower > 0) | (upper < 0)))
+    if len(barred):
+        first = barred[0]
+        raise ValueError(
+            f"penalty_factor is infinite for feature {first}, whose coefficient is then 0, but its bounds go "
+            f"from {lower[first]:g} to {upper[first]:g}. Let them contain 0, or use a finite factor."
+        )
+    lower[excluded] = upper[excluded] = 0.0
     return elastic_net(alpha, l1_ratio, n_features, factor, lower, upper)
 
 
@@ -130,14 +155,23 @@ def _bounds(bounds: Any, n_features: int) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(bounds, str) or not hasattr(bounds, "__len__") or len(bounds) != 2:
         raise ValueError(
             f"bounds={bounds!r} must be a pair (lower, upper), each a number, an array of shape "
-            "(n_features,), or None for no bound, such as (0, None)."
+            "(n_features,), or None for no bound, such as (0, None). An array may hold None as well."
         )
     sides = []
     for name, bound, none in (("lower", bounds[0], -np.inf), ("upper", bounds[1], np.inf)):
-        sides.append(_per_feature(f"bounds: {name}", none if bound is None else bound, n_features))
+        sides.append(_per_feature(f"bounds: {name}", _without_none(bound, none), n_features))
         if np.isnan(sides[-1]).any() or (sides[-1] == -none).any():
             raise ValueError(f"bounds: {name} holds NaN or {-none}; use numbers, or None for no bound.")
     return sides[0], sides[1]
+
+
+def _without_none(bound: Any, none: float) -> Any:
+    """A bound, or several, with a number in place of None."""
+    if bound is None:
+        return none
+    if isinstance(bound, (list, tuple)) or str(getattr(bound, "dtype", "")) == "object":
+        return [none if value is None else value for value in bound]
+    return bound
 
 
 def _per_feature(name: str, value: Any, n_features: int) -> np.ndarray:

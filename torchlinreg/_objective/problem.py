@@ -11,6 +11,7 @@ so that, for half the squared error, ``Ridge(alpha=a)`` of scikit-learn is ``l2_
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import WIDE_BLOCK_ROWS, RowBlocks
+from torchlinreg._moments.accumulated import on_cpu
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.gradient import Depth, ExactGradientOf, Gradient, GradientOf, GradientSums
 from torchlinreg._moments.moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
@@ -35,6 +37,9 @@ SMALL_DATA = 100_000
 # Rows that are looked at to estimate how many different ones there are, and equal pairs that may have been
 # missed.
 SAMPLE_ROWS, UNSEEN_PAIRS = 512, 3
+# So many targets are solved for at once, or as many as there are columns, since moments hold the products of
+# all columns with each other. Each part costs about 1 ms beside its products.
+TARGETS_AT_ONCE = 64
 # Float64 moments leave fewer than 4 digits beyond this condition.
 ILL_CONDITIONED = 1e6
 
@@ -79,6 +84,23 @@ class Problem:
     def standardised(self) -> Standardised:
         """The moments as products of standardised columns."""
         return standardised(self.moments, self.blocks.n_features, self.fit_intercept)
+
+    @property
+    def by_targets(self) -> tuple[Problem, ...]:
+        """The problem in parts of some of the targets each, whose moments are not much larger than X'X.
+
+        Targets do not meet in the objective. Few make one part, the problem itself.
+        """
+        at_once = max(TARGETS_AT_ONCE, 1 + self.blocks.n_features)
+        return self._parts_of_targets if self.blocks.n_targets > at_once else (self,)
+
+    @cached_property
+    def _parts_of_targets(self) -> tuple[Problem, ...]:
+        y = self.blocks.y
+        n_parts = -(-y.shape[1] // max(TARGETS_AT_ONCE, 1 + self.blocks.n_features))
+        return tuple(
+            replace(self, blocks=self.blocks.with_targets(part)) for part in y.tensor_split(n_parts, dim=1)
+        )
 
     def with_moments(self, moments: Moments) -> Problem:
         """The same problem with these moments, of rows that may be gone."""
@@ -161,6 +183,13 @@ class Problem:
         """The same for a double-double model, as a double-double; one pass."""
         of = ExactGradientOf(frame, design, responses, coef, depth)
         return self.blocks.map_reduce(of, Gradient.merge, dense=True).total()
+
+
+def moments_to_keep(
+    parts: Iterable[Problem], condition_number: float | None
+) -> tuple[Moments | ExactMoments, ...]:
+    """Moments of problems, on the CPU, for a fitted model to go on from."""
+    return tuple(on_cpu(part.moments_to_go_on_from(condition_number)) for part in parts)
 
 
 def rows_at_once(blocks: RowBlocks) -> int:

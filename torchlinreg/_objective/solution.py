@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -37,7 +38,8 @@ class Status(Enum):
         "training loss could fall no more; the coefficients of the lowest validation loss were taken."
     )
     ITERATIONS_USED = (
-        "The solver ended after max_iter iterations, before the optimum was reached. Use a larger max_iter."
+        "The solver ended after max_iter iterations, before the optimum, of several the one of least norm, "
+        "was reached. Use a larger max_iter."
     )
     STUCK = (
         "The solver could not lower the objective any more before the optimum was reached: the problem is "
@@ -129,3 +131,23 @@ class Solution:
     distance: float | None = None
     loss_curve: list[float] | None = None
     validation_loss_curve: list[float] | None = None
+
+
+def of_all_targets(parts: Sequence[Solution]) -> Solution:
+    """The solution for all targets, of those for some of the targets each: as good as the worst."""
+    if len(parts) == 1:
+        return parts[0]
+    severity = list(Status)
+    worst = max(parts, key=lambda part: (severity.index(part.status), part.error))
+    scales = [part.scale for part in parts if part.scale is not None]
+    optimalities = [part.optimality for part in parts if part.optimality is not None]
+    return replace(
+        worst,
+        coef=np.concatenate([part.coef for part in parts], axis=1),
+        intercept=np.concatenate([part.intercept for part in parts]),
+        n_iter=max(part.n_iter for part in parts),
+        error=max(part.error for part in parts),
+        optimality=max(optimalities, default=None),
+        scale=np.concatenate(scales) if scales else None,
+        proven=all(part.proven for part in parts),
+    )

@@ -65,15 +65,13 @@ def splits_of(pairs: Iterable[tuple[Any, Any]], n_samples: int) -> list[Split]:
     Raises
     ------
     ValueError
-        There are no splits, or one has no rows to train or to test on.
+        There are no splits, or one has no rows to train or to test on, or others than there are.
     """
     splits = []
     every = np.arange(n_samples)
     for number, (train, test) in enumerate(pairs):
-        train, test = (_as_index(index, every) for index in (train, test))
-        for name, index in (("train", train), ("test", test)):
-            if len(index) == 0:
-                raise ValueError(f"Split {number} of cv has no {name} rows; use another splitter.")
+        train = _as_index(train, every, f"train rows of split {number} of cv")
+        test = _as_index(test, every, f"test rows of split {number} of cv")
         rest = _is_complement(train, test, n_samples)
         in_sequence = rest and bool((np.diff(train) > 0).all())
         splits.append(Split(None if in_sequence else train, test, rest))
@@ -82,11 +80,28 @@ def splits_of(pairs: Iterable[tuple[Any, Any]], n_samples: int) -> list[Split]:
     return splits
 
 
-def _as_index(index: Any, every: np.ndarray) -> np.ndarray:
+def _as_index(index: Any, every: np.ndarray, name: str) -> np.ndarray:
+    """Places of rows, counted from the first."""
     array = np.asarray(index)
-    if array.dtype == bool or (array.size and array.min() < 0):
-        return every[array]
-    return array
+    n_samples = len(every)
+    if array.size == 0:
+        raise ValueError(f"There are no {name}; use another splitter.")
+    if array.ndim != 1 or array.dtype.kind not in "biu":
+        raise ValueError(
+            f"The {name} are an array of shape {array.shape} and dtype {array.dtype}; give a 1-D array of "
+            "places of rows, from 0 on, or one boolean per row."
+        )
+    if array.dtype == bool:
+        if len(array) != n_samples:
+            raise ValueError(f"The {name} are {len(array)} booleans, but there are {n_samples} rows of X.")
+        return _as_index(every[array], every, name)
+    least, largest = int(array.min()), int(array.max())
+    if least < -n_samples or largest >= n_samples:
+        raise ValueError(
+            f"The {name} reach from {least} to {largest}, but X has {n_samples} rows, 0 to {n_samples - 1}. "
+            "Make the splits of the rows that are fitted."
+        )
+    return every[array] if least < 0 else array
 
 
 def _is_complement(train: np.ndarray, test: np.ndarray, n_samples: int) -> bool:

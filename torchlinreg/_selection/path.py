@@ -43,6 +43,8 @@ NEGLIGIBLE = 1e-12
 ABOVE_EXACT_NULL, ABOVE_NULL = 1 + 1e-13, 1 + 1e-6
 # A gap of this share of the objective of the best constant is one of rounding.
 SMALL_GAP = 5e-13
+# Smaller strengths have lost digits to underflow.
+SMALLEST_STRENGTH = float(np.finfo(np.float64).tiny)
 # A path through dependent columns has steps of at most this.
 NEAR = 1.25
 # Wide rows with an l1 penalty take the path by moments as long as these are not larger than this.
@@ -127,7 +129,8 @@ def regularization_path(
     sample_weight : float, array-like or tensor of shape (n_samples,), default=None
         Weights, 0 or more, not all 0.
     penalty_factor : array-like of shape (n_features,), default=None
-        Multipliers of the penalty, 0 or more; 0 leaves a feature unpenalised. None is 1 for all.
+        Multipliers of the penalty, 0 or more; 0 leaves a feature unpenalised, and infinity excludes it. None
+        is 1 for all.
     positive : bool, default=False
         Whether coefficients must be 0 or more.
     bounds : pair, default=None
@@ -179,29 +182,34 @@ def regularization_path(
     check_flag("positive", positive)
     check_flag("fit_intercept", fit_intercept)
     check_grid(alphas, eps)
+    blocks = as_row_blocks(X, y, sample_weight, device=device).with_ordinary_weights()
     if y is None:
         raise ValueError("regularization_path requires y, but the target y is None.")
-    blocks = as_row_blocks(X, y, sample_weight, device=device).with_ordinary_weights()
     penalty = penalty_of(blocks.n_features, 1.0, float(l1_ratio), penalty_factor, bool(positive), bounds)
     problem = Problem(blocks, penalty, bool(fit_intercept), "regularization_path", as_loss(loss))
-    quadratic = None
     small = l1_ratio > 0 and 8 * blocks.n_features**2 <= WIDE_MOMENTS_BYTES
+    parts: list[tuple[Problem, Standardised | None]] = [(problem, None)]
     if problem.loss.kind == "quadratic" and (small or not is_wide(problem)):
-        quadratic = quadratic_of(problem.moments, blocks.n_features, problem.fit_intercept)
+        parts = [
+            (part, quadratic_of(part.moments, blocks.n_features, problem.fit_intercept))
+            for part in problem.by_targets
+        ]
     else:
         blocks.raise_if_not_finite(problem.name)
     if isinstance(alphas, Integral):
-        largest = largest_alpha(problem, quadratic, float(l1_ratio))
+        largest = max(largest_alpha(*part, float(l1_ratio)) for part in parts)
         strengths = alpha_grid(largest, float(l1_ratio), float(eps), int(alphas))
     else:
         strengths = np.sort(as_numbers(alphas))[::-1]
     penalties = [penalty.times(float(alpha)) for alpha in strengths]
-    coef, intercept, gaps = _fits(problem, quadratic, penalties, float(tol))
-    coef = coef.transpose(0, 2, 1)
+    of_parts = [_fits(*part, penalties, float(tol)) for part in parts]
+    coef, intercept = (np.concatenate([part[index] for part in of_parts], axis=-1) for index in (0, 1))
+    gaps = np.max([part[2] for part in of_parts], axis=0)
     dtype = np.float32 if blocks.dtype is torch.float32 else np.float64
+    coef = penalty.within_bounds(coef.transpose(0, 2, 1), dtype)
     if blocks.one_target:
         coef, intercept = coef[:, 0], intercept[:, 0]
-    return RegularizationPath(strengths, coef.astype(dtype), intercept.astype(dtype), gaps)
+    return RegularizationPath(strengths, coef, intercept.astype(dtype), gaps)
 
 
 def check_grid(alphas: Any, eps: Any) -> None:
@@ -229,7 +237,14 @@ def alpha_grid(largest: float, l1_ratio: float, eps: float, n_alphas: int) -> np
         )
     if not largest > 0:  # nothing to explain: all strengths give zeros
         largest = 1.0
-    return np.geomspace(largest, largest * (eps if l1_ratio > 0 else eps**2), n_alphas)
+    least = largest * (eps if l1_ratio > 0 else eps**2)
+    if not least >= SMALLEST_STRENGTH:
+        power = "eps" if l1_ratio > 0 else "eps**2, as ridge acts on squares,"
+        raise ValueError(
+            f"eps={eps!r} is too small: the grid falls from {largest:.3g} to {power} times that, which "
+            "float64 does not hold. Use a larger one, such as 1e-3, or give the strengths as alphas."
+        )
+    return np.geomspace(largest, least, n_alphas)
 
 
 def quadratic_of(moments: Moments, n_features: int, fit_intercept: bool) -> Standardised | None:

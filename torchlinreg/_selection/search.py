@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import copy
+from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -15,11 +16,10 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from torchlinreg._data.rows import RowBlocks
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg._moments.accumulated import on_cpu
 from torchlinreg._moments.moments import Moments, choose_frame
 from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty, penalty_of
-from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.problem import Problem, moments_to_keep
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._selection.folds import MOMENTS_BYTES, FoldMoments, Split, fold_moments, moments_of, rows_of
 from torchlinreg._selection.path import (
@@ -83,7 +83,7 @@ class Regressor(Protocol):
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """R2 of the prediction."""
 
-    def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
+    def _keep(self, solution: Solution, problem: Problem, extra_frames: int = 0) -> None:
         """Set the fitted attributes."""
 
 
@@ -94,6 +94,13 @@ class SearchParameters(NamedTuple):
     l1_ratios: list[float]
     scoring: str | Callable[..., float] | None
     n_jobs: int | None
+
+
+class Scores(NamedTuple):
+    """Test scores of candidates."""
+
+    splits: np.ndarray  # NaN where test rows are pooled; shape: (n_candidates, n_splits)
+    mean: np.ndarray  # or that of all test rows together; shape: (n_candidates,)
 
 
 class Search:
@@ -140,9 +147,11 @@ class Search:
         if self._problem.blocks.weight is None:
             return
         counts = (self._problem.blocks.weight > 0).cpu().numpy()
+        if self._is_pooled and not self._pool[1].any():
+            raise ValueError("All rows that the splits test have a sample_weight of zero. Use another cv.")
         for number, split in enumerate(self._splits):
             parts = {"trains on": split.train_index(len(counts))}
-            if "sample_weight" in self._score_params:
+            if "sample_weight" in self._score_params and not self._is_pooled:
                 parts["tests"] = split.test
             for what, index in parts.items():
                 if not counts[index].any():
@@ -159,10 +168,11 @@ class Search:
             quadratic = quadratic_of(problem.moments, problem.blocks.n_features, problem.fit_intercept)
         return alpha_grid(largest_alpha(single, quadratic, l1_ratio), l1_ratio, eps, n_alphas)
 
-    def scores(self, candidates: list[Candidate]) -> np.ndarray:
-        """Test scores, shape (n_candidates, n_splits)."""
-        scores = np.empty((len(candidates), len(self._splits)))
-        missing = np.ones(scores.shape, dtype=bool)
+    def scores(self, candidates: list[Candidate]) -> Scores:
+        """Test scores of the candidates."""
+        n_values = self._problem.blocks.n_targets if self._is_pooled else 1
+        values = np.empty((len(candidates), len(self._splits), n_values))
+        missing = np.ones(values.shape[:2], dtype=bool)
         # Neighbours in this order are alike, so that one is a good start for the next.
         order = sorted(range(len(candidates)), key=lambda i: (candidates[i].l1_ratio, -candidates[i].alpha))
         ordered = [candidates[index] for index in order]
@@ -170,22 +180,67 @@ class Search:
         for penalty in (penalties[0], penalties[-1]):  # of the extreme l1 ratios: the solver must serve them
             choose_solver(self._template.solver, sharing_moments(self._problem, penalty))
         for fold in self._folds or ():
-            found, column = self._scores_of(fold, ordered, penalties)
-            scores[order, fold.number] = column
-            missing[order, fold.number] = ~found
+            is_found, column = self._scores_of(fold, ordered, penalties)
+            values[order, fold.number] = column
+            missing[order, fold.number] = ~is_found
         jobs = np.argwhere(missing.T)  # by split, then by candidate
         self.n_fits = len(jobs)
         if self.n_fits:
             fits = self._fits(candidates, jobs)
-            scores[jobs[:, 1], jobs[:, 0]] = Parallel(n_jobs=self._search.n_jobs, prefer="threads")(fits)
-        return scores
+            found = Parallel(n_jobs=self._search.n_jobs, prefer="threads")(fits)
+            values[jobs[:, 1], jobs[:, 0]] = np.reshape(found, (len(jobs), n_values))
+        if not self._is_pooled:
+            return Scores(values[:, :, 0], values[:, :, 0].mean(1))
+        return Scores(np.full(values.shape[:2], np.nan), self._pooled_score(values.sum(1)))
+
+    @cached_property
+    def _is_pooled(self) -> bool:
+        """Whether R2 is of the predictions for all test rows together: it is not defined for a single row."""
+        return self._is_r2 and any(len(split.test) < 2 for split in self._splits)
+
+    @cached_property
+    def _pool(self) -> tuple[np.ndarray, np.ndarray]:
+        """Targets of all test rows, and their weights in the score."""
+        tested = np.concatenate([split.test for split in self._splits])
+        return self._targets(tested), self._score_weights(tested)
+
+    def _pooled_score(self, residual: np.ndarray) -> np.ndarray:
+        """R2 from squared residuals of all test rows, shape (n_candidates, n_targets)."""
+        y, weight = self._pool
+        if len(y) < 2:
+            return np.full(len(residual), np.nan)
+        return Sums(residual, self._pooled_total, float(weight.sum()), 0.0, 0.0).score(None)
+
+    @cached_property
+    def _pooled_total(self) -> np.ndarray:
+        """Squared deviations of all test targets from their means, shape (n_targets,)."""
+        y, weight = self._pool
+        return weight @ (y - np.average(y, 0, weight)) ** 2
+
+    def _targets(self, index: np.ndarray) -> np.ndarray:
+        """Targets of some rows, shape (n_rows, n_targets)."""
+        y = self._problem.blocks.y
+        return y[torch.from_numpy(index).to(y.device)].cpu().numpy()
+
+    def _score_weights(self, index: np.ndarray) -> np.ndarray:
+        """Weights of some rows in the scores."""
+        weight = self._problem.blocks.weight
+        if weight is None or not self._weighs_scores:
+            return np.ones(len(index))
+        return weight[torch.from_numpy(index).to(weight.device)].cpu().numpy()
 
     def _fits(self, candidates: list[Candidate], jobs: np.ndarray) -> Iterator[Any]:
         """Calls that fit and score, of candidates on splits; the rows of a split are copied once."""
         for number, of_split in groupby(jobs, key=lambda job: int(job[0])):
             data = self._data_of(number)
+            test = self._splits[number].test
             for _, index in of_split:
-                yield delayed(_fit_and_score)(self._model(candidates[index]), data, self._search.scoring)
+                model = self._model(candidates[index])
+                if self._is_pooled:
+                    truth = self._targets(test), self._score_weights(test)
+                    yield delayed(_fit_and_sum_squares)(model, data, *truth)
+                else:
+                    yield delayed(_fit_and_score)(model, data, self._search.scoring)
 
     def fitted(self, candidate: Candidate) -> Regressor:
         """A candidate fitted to all rows, from the moments if there are any."""
@@ -197,8 +252,8 @@ class Search:
         model._optimizer_state = None
         model._moments = None
         if self._is_given:
-            model._moments = on_cpu(problem.moments_to_go_on_from(solution.condition_number))
-        model._keep(solution, problem.blocks, extra_frames=1)
+            model._moments = moments_to_keep((problem,), solution.condition_number)
+        model._keep(solution, problem, extra_frames=1)
         return model
 
     def _model(self, candidate: Candidate) -> Regressor:
@@ -223,6 +278,8 @@ class Search:
         )
         if problem.loss.kind != "quadratic" or self._template.solver not in MOMENT_SOLVERS:
             return None
+        if len(problem.by_targets) > 1:
+            return None
         n_bytes = 16 * len(self._splits) * (1 + blocks.n_features + blocks.n_targets) ** 2
         sparse_and_small = n_bytes <= MOMENTS_BYTES and all(ratio > 0 for ratio in self._search.l1_ratios)
         if blocks.n_features > MOST_COLUMNS_PER_ROW * n_train and not sparse_and_small:
@@ -242,28 +299,33 @@ class Search:
     def _scores_of(
         self, fold: FoldMoments, candidates: list[Candidate], penalties: list[Penalty]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Which candidates were scored from the moments, and their scores on one split."""
+        """Which candidates were scored from the moments, and their scores on one split.
+
+        These have shape (n_candidates, 1). If test rows are pooled, they are squared residuals of shape
+        (n_candidates, n_targets).
+        """
         blocks = self._problem.blocks
-        none = np.zeros(len(candidates), dtype=bool), np.full(len(candidates), np.nan)
+        none = np.zeros(len(candidates), dtype=bool), np.full((len(candidates), 1), np.nan)
         quadratic = quadratic_of(fold.train, blocks.n_features, self._problem.fit_intercept)
         if quadratic is None:
             return none
         test = self._scored(fold)
+        if self._is_pooled and float(test.raw[0, 0]) == 0:
+            return ~none[0], np.zeros((len(candidates), 1))  # rows without weight
         minima = minima_of(quadratic, penalties, seen_by(test, quadratic))
         scoring = self._search.scoring
-        if self._is_r2 and test.n_samples < 2:
-            return ~none[0], none[1]  # not defined
         sums = self._sums(fold.number, test, quadratic, minima)
         # The estimator's own predictions are rounded as well.
         error = minima.error + rounding_of_predictions(test, quadratic, minima)
         if not (scoring is None or isinstance(scoring, str)) or scoring not in MOMENT_SCORES:
             size = np.minimum(sums.root_mean_square, quadratic.target_spread)
             found = np.all(error <= PREDICTION_ERROR * size, axis=1)
-            return found, self._scores_of_models(fold.number, quadratic, minima, candidates, found)
+            scores = self._scores_of_models(fold.number, quadratic, minima, candidates, found)
+            return found, scores[:, None]
         error = sums.rounding + sums.weight_sum * error * (2 * sums.root_mean_square + error)
         # Also false for NaN.
         found = np.all(error <= SCORE_ERROR * self._size(sums), axis=1)
-        return found, sums.score(scoring)
+        return found, sums.residual if self._is_pooled else sums.score(scoring)[:, None]
 
     @property
     def _weighs_scores(self) -> bool:
@@ -284,6 +346,8 @@ class Search:
 
     def _size(self, sums: Sums) -> np.ndarray:
         """What errors of the squared residuals are relative to."""
+        if self._is_pooled:
+            return np.maximum(sums.residual, self._pooled_total * sums.weight_sum / self._pool[1].sum())
         return np.maximum(sums.residual, sums.total) if self._is_r2 else sums.residual
 
     def _sums(self, number: int, test: Moments, quadratic: Standardised, minima: Minima) -> Sums:
@@ -295,7 +359,7 @@ class Search:
                 sums = sums_of_moments(test, quadratic, minima)
             known = minima.error < np.inf
             enough = (sums.rounding <= SCORE_ERROR * self._size(sums)) | ~known
-            if self._is_r2:
+            if self._is_r2 and not self._is_pooled:
                 enough &= sums.total_rounding <= SCORE_ERROR * sums.total
             if enough.all():
                 return sums
@@ -327,7 +391,7 @@ class Search:
                 n_iter=1,
                 error=0.0,
             )
-            model._keep(solution, self._problem.blocks)
+            model._keep(solution, self._problem)
             scores[index] = scorer(model, test.X, test.y, **test.score_params)
         return scores
 
@@ -372,6 +436,14 @@ def _fit_and_score(model: Regressor, data: _SplitData, scoring: Any) -> float:
     train, test = data
     model.fit(train.X, train.y, train.sample_weight)
     return float(check_scoring(model, scoring=scoring)(model, test.X, test.y, **test.score_params))
+
+
+def _fit_and_sum_squares(model: Regressor, data: _SplitData, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Fit on the train rows and sum squared residuals of the test rows, for each target."""
+    train, test = data
+    model.fit(train.X, train.y, train.sample_weight)
+    predicted = np.asarray(model.predict(test.X), dtype=np.float64)
+    return weight @ (y - predicted.reshape(y.shape)) ** 2
 
 
 def _taken(values: Any, index: np.ndarray) -> Any:

@@ -15,7 +15,7 @@ from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
-from torchlinreg._objective.solution import Solution
+from torchlinreg._objective.solution import Solution, of_all_targets
 from torchlinreg._solvers.best_constant import not_above_constant
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.least_squares.dual import is_wide, solve_dual
@@ -85,6 +85,14 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
         The solver does not serve the loss or the penalty.
     """
     run = choose_solver(name, problem)
+    # What reads the rows instead of their moments takes any number of targets at once.
+    parts = problem.by_targets
+    if len(parts) > 1 and is_wide(problem):
+        parts = (problem,)
+    return of_all_targets([_solve_part(run, part, tol, max_iter) for part in parts])
+
+
+def _solve_part(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> Solution:
     least_squares = problem.loss.kind == "quadratic" and problem.penalty.is_ridge
     if least_squares and problem.blocks.n_features <= SINGLE:
         return _solve(run, problem, tol, max_iter)
@@ -166,7 +174,7 @@ def _missing(row: Solver, problem: Problem) -> list[str]:
     if not _serves_penalty(row, problem.penalty):
         kinds = {
             "an l1 penalty (l1_ratio > 0)": problem.penalty.l1.any(),
-            "positive or bounds": problem.penalty.has_bounds,
+            "positive, bounds or an infinite penalty_factor": problem.penalty.has_bounds,
             "a penalty_factor that differs between features": problem.penalty.is_ridge,
         }
         missing += [kind for kind, there in kinds.items() if there]

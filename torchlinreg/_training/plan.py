@@ -70,12 +70,12 @@ def plan_training(
     validation: RowBlocks | None,
     resume_from: str | Path | None,
     report: EpochReport,
-    attributes_after: Callable[[Epoch, RowBlocks], dict[str, Any]],
+    attributes_after: Callable[[Epoch, Problem], dict[str, Any]],
 ) -> tuple[Problem, Training]:
     """The problem of the rows to train on, and how to train."""
     resume = None if resume_from is None else read_checkpoint(resume_from)
     seed = _draw_seed(estimator) if resume is None else resume["seed"]
-    blocks = problem.blocks
+    given, blocks = problem, problem.blocks
     if estimator.early_stopping and validation is None:
         if is_wide(problem):
             blocks.raise_if_not_finite(problem.name)
@@ -85,7 +85,7 @@ def plan_training(
         problem = replace(problem, blocks=train_blocks)
 
     def report_epoch(epoch: Epoch) -> bool:
-        return report.epoch(epoch, lambda: attributes_after(epoch, blocks))
+        return report.epoch(epoch, lambda: attributes_after(epoch, given))
 
     training = Training(
         recipe=optimizer_recipe(estimator.solver, estimator.learning_rate),

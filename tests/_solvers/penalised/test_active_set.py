@@ -11,6 +11,7 @@ from scipy import sparse
 from scipy.optimize import lsq_linear, nnls
 from sklearn.linear_model import ElasticNet, Lasso, LinearRegression
 
+from torchlinreg import TorchLinearRegressor
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import Penalty, elastic_net
 from torchlinreg._objective.problem import Problem
@@ -336,3 +337,26 @@ def test_a_constant_target_beyond_bounds_that_exclude_zero():
     assert solution.status is Status.OPTIMAL
     assert solution.optimality < 1e-15
     np.testing.assert_allclose(X @ solution.coef[:, 0] + solution.intercept, 2.7, rtol=1e-15)
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 0.1, "l1_ratio": 1.0},
+        {"positive": True},
+        {"loss": "squared_epsilon_insensitive"},
+        {"loss": "squared_epsilon_insensitive", "alpha": 0.1, "l1_ratio": 1.0},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:After . iterations")
+def test_wide_fits_keep_to_max_iter_and_tell(options, max_iter):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20, 40))
+    y = 3 * X[:, 0] + rng.normal(size=20)
+    reg = TorchLinearRegressor(max_iter=max_iter, **options).fit(X, y)
+    assert reg.n_iter_ <= max_iter
+    whole = TorchLinearRegressor(**options).fit(X, y)
+    if whole.n_iter_ > max_iter:
+        assert reg.status_.name == "ITERATIONS_USED"
+        assert "max_iter" in reg.status_.message

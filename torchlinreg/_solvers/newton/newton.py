@@ -190,7 +190,12 @@ def _solve_target(
             toward, stage = found.variables[: design.n_columns], 1.0
         pulled = replace(model, pull=pull * stage, pulled=flat, toward=toward)
         here = objective.expand(found.variables)
-        again = _descend(objective, pulled, found.variables, here, unit, smallest_scale, tol, limit)
+        n_left = limit - found.n_iter
+        if n_left <= 0:
+            return end._replace(status=Status.ITERATIONS_USED, n_iter=found.n_iter)
+        again = _descend(objective, pulled, found.variables, here, unit, smallest_scale, tol, n_left)
+        if again.status is Status.ITERATIONS_USED:
+            return end._replace(status=again.status, n_iter=found.n_iter + again.n_iter)
         if again.status is not Status.OPTIMAL:
             return end
         found = again._replace(n_iter=found.n_iter + again.n_iter)

@@ -480,7 +480,8 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     unrested = ~_rests_at_zero(penalty)
     score[unrested] = np.inf
     n_passes = 1
-    limit = MAX_ROUNDS if max_iter is None else max(2, max_iter)
+    # Coefficients that may not be 0 take a second pass to enter.
+    limit = MAX_ROUNDS if max_iter is None else max(2 if unrested.any() else 1, max_iter)
     while True:
         gaps = candidate.gaps + _gaps_outside(products, outside, spread, is_outside, candidate.values)
         optimality = relative(gaps, candidate.values, 0.5 * (targets.spread > 0))
