@@ -87,6 +87,7 @@ ORDER = [
     "torchlinreg._estimator_cv",
     "torchlinreg.callbacks",
     "torchlinreg",
+    "torchlinreg._cli.table",
     "torchlinreg._cli.main",
     "torchlinreg._cli",
     "torchlinreg.__main__",

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from torchlinreg._cli.main import DATASETS, main
+from torchlinreg import TorchLinearRegressor
+from torchlinreg._cli.main import digits, main, rounding
+from torchlinreg._cli.table import DATASETS, Sample
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +98,74 @@ def test_file_takes_all_columns_of_numbers_and_says_what_it_left_out(capsys, tre
     output = run(capsys, "fit", "trees.csv", "--target", "volume")
     assert output.startswith("volume from girth, height, copies (trees.csv)\n")
     assert "left out, not columns of numbers: plot\n" in output
+
+
+@pytest.mark.parametrize("cell", ["oops", '"1,234"', "12%", "True", ""])
+def test_a_bad_cell_in_a_column_of_numbers_ends_the_program(capsys, trees, cell):
+    Path("trees.csv").write_text(TREES.replace("66", cell))
+    line = refusal(capsys, "fit", "trees.csv", "--target", "volume")
+    assert f"column 'height' has {repr(cell.strip(chr(34))) if cell else 'no value'} in data row 5;" in line
+
+
+def test_columns_of_one_name_end_the_program(capsys, trees):
+    Path("trees.csv").write_text(TREES.replace("height", "volume"))
+    line = refusal(capsys, "fit", "trees.csv", "--target", "volume", "--features", "girth")
+    assert "columns 2, 3 have the same name 'volume'" in line
+
+
+def test_an_index_is_left_out_in_one_line_on_stderr(capsys, trees):
+    expected = run(capsys, "fit", "trees.csv", "--target", "volume")
+    trees.to_csv("trees.csv")
+    assert main(["fit", "trees.csv", "--target", "volume"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    assert captured.err.startswith("note: trees.csv: column 1 has no name")
+    assert captured.err.count("\n") == 1
+    features = ["--features", "girth,height,copies"]
+    assert numbers(run(capsys, "fit", "trees.csv", "--target", "volume", *features), "rows") == [5]
+
+
+def test_columns_of_text_are_named_with_what_to_do(capsys, trees):
+    output = run(capsys, "fit", "trees.csv", "--target", "volume")
+    assert "left out, not columns of numbers: plot\nto use them, write numbers: 0 and 1" in output
+
+
+UNRELATED = np.array([1.0, 1, -1, -1] * 5)  # orthogonal to the next, and to a constant
+ALTERNATING = np.array([1.0, -1, 1, -1] * 5)
+
+
+@pytest.mark.parametrize("units", [(1.0, 1.0), (1e-9, 1e-9), (1e3, 1e-3), (1e-3, 1e3)])
+@pytest.mark.parametrize("options", [[], ["--alpha", "0.1"], ["--no-intercept"]])
+def test_answers_that_are_both_0_to_rounding_agree(capsys, tmp_path, monkeypatch, units, options):
+    monkeypatch.chdir(tmp_path)
+    y = 0.1 * ALTERNATING + (0.0 if options else 0.3) + 1e-17
+    X = {"other": UNRELATED * units[0], "own": ALTERNATING * units[1]}
+    pd.DataFrame(X | {"y": y}).to_csv("data.csv", index=False)
+    output = run(capsys, "fit", "data.csv", "--target", "y", *options)
+    assert numbers(output, "other")[2] == 16
+    assert numbers(output, "own")[2] > 14
+
+
+def test_an_intercept_of_0_agrees_far_from_the_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    years = np.arange(1990.0, 2020)
+    pd.DataFrame({"year": years, "y": 2 * years}).to_csv("data.csv", index=False)
+    output = run(capsys, "fit", "data.csv", "--target", "y")
+    assert numbers(output, "intercept")[2::2] == [16, 16]
+    assert "-0.0" not in output
+
+
+@pytest.mark.parametrize("share", [1e-6, 1e-13])
+def test_small_answers_are_compared_by_their_own_digits(share):
+    """Of a reference that is wrong by a thousandth in a coefficient far above rounding."""
+    X = pd.DataFrame({"own": ALTERNATING, "small": UNRELATED})
+    y = pd.Series(ALTERNATING + share * UNRELATED, name="y")
+    sample = Sample(X, y, None, [], [])
+    model = TorchLinearRegressor().fit(X, y)
+    zero = rounding(sample, model)
+    assert digits(model.coef_[1], model.coef_[1] * 1.001, zero[1]) == "3.0"
+    assert digits(model.coef_[1], -model.coef_[1], zero[1]) == "0.0"
+    assert digits(zero[1], -zero[1], zero[1]) == "16.0"
 
 
 def test_features_are_those_asked_for_in_that_order(capsys, trees):
