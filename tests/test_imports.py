@@ -28,6 +28,7 @@ ORDER = [
     "torchlinreg._moments.moments",
     "torchlinreg._moments.exact",
     "torchlinreg._moments.gradient",
+    "torchlinreg._moments.wide",
     "torchlinreg._moments.combinations",
     "torchlinreg._moments.standardised",
     "torchlinreg._moments.accumulated",

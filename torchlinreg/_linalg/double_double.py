@@ -143,21 +143,21 @@ def _sliced_product(
     return result[0] * (a_scale * b_scale), result[1] * (a_scale * b_scale)
 
 
-def slices(high: Array, low: Array | None, n_slices: int) -> list[Array]:
+def slices(high: Array, low: Array | None, n_slices: int, *, bits: int = SLICE_BITS) -> list[Array]:
     """Cut ``high + low``, with ``|high| <= 1``, into `n_slices` arrays that sum to it; None is a zero `low`.
 
-    Slice ``k`` (from 0) holds multiples of ``2**(1 - 22 (k + 1))`` that need 22 bits with their sign; the
-    last one is what is left, rounded once.
+    Slice ``k`` (from 0) holds multiples of ``2**(1 - bits (k + 1))`` that need so many bits, at most 26, with
+    their sign; the last one is what is left, rounded once.
     """
     parts = []
     for k in range(n_slices - 1):
         # Adding sigma rounds to the wanted multiple: that multiple is sigma's unit in the last place.
-        sigma = 1.5 * 2.0 ** (53 - SLICE_BITS * (k + 1))
+        sigma = 1.5 * 2.0 ** (53 - bits * (k + 1))
         part = high + sigma
         part -= sigma
         parts.append(part)
         high = high - part
-        if low is not None and k % 2:  # two slices are 44 of the 53 bits of `high`: time to bring up `low`
+        if low is not None and k % 2:  # two slices are most of the 53 bits of `high`: time to bring up `low`
             high, low = two_sum(high, low)
     parts.append(high if low is None else high + low)
     return parts

@@ -12,6 +12,7 @@ instead, and the least norm follows from how they explain the others; a ridge th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +27,8 @@ from torchlinreg._linalg.cholesky import (
     solve_upper,
 )
 from torchlinreg._linalg.gram import EPS
-from torchlinreg._moments.exact import exact_rows
-from torchlinreg._moments.gradient import DEPTHS, exact_residual, exact_transposed_product
-from torchlinreg._moments.moments import SAFE_RANGE, Frame
+from torchlinreg._moments.moments import SAFE_RANGE, Frame, shift_and_scale
+from torchlinreg._moments.wide import PIECE_BYTES, WideRows
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
@@ -42,6 +42,11 @@ from torchlinreg._solvers.least_squares.normal_equations import (
 
 RESPONSES_AT_ONCE = 512
 MAX_ROWS = 50_000
+# Coefficients may be smaller than the terms of ``X.T a`` by the square of the condition number times the
+# ratio of the rows' norms. Up to this amplification of rounding, products to 2^-70 leave all digits.
+MILD = 2.0**14
+# A change by less than this share of the whole, amplified, is known well enough in float64.
+SMALL_CHANGE = 2.0**-10
 
 
 def is_wide(problem: Problem) -> bool:
@@ -78,6 +83,10 @@ class _System:
         intercept = (change.sum(0) - excess) / ones.sum()
         return change - ones * intercept, intercept + self.level * excess
 
+    def energy(self, change: np.ndarray) -> np.ndarray:
+        """Norm of changes of `a` in the matrix, at least that of the coefficients, in units of the frame."""
+        return np.sqrt(((np.triu(self.upper) @ (change * self.norm[:, None])) ** 2).sum(0))
+
     def _solve(self, right: np.ndarray) -> np.ndarray:
         return solve_upper(self.upper, right / self.norm[:, None]) / self.norm[:, None]
 
@@ -90,21 +99,21 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
             f"solver='dual' needs an n_samples x n_samples matrix, {8e-9 * n_samples**2:.0f} GB for these "
             f"{n_samples} rows; at most {MAX_ROWS} are allowed. Use solver='exact' or fewer rows."
         )
-    frame = _dual_frame(problem)
     alpha = float(problem.penalty.l2[0])
     blocks = problem.blocks.positive_weight_rows()
+    frame, rows = _dual_frame(problem, blocks)
     diagonal = np.zeros(blocks.n_samples)
     if alpha > 0:
         weight = np.ones(blocks.n_samples) if blocks.weight is None else blocks.weight.cpu().numpy()
-        scale = 1.0 if frame.scale is None else float(frame.scale[1])
-        diagonal = alpha * weight.sum() / weight * scale**2
-    system = _factorise(blocks, frame, diagonal, problem.fit_intercept)
+        diagonal = alpha * weight.sum() / weight * rows.scale**2
+    system = _factorise(rows.kernel(frame.shift[1 : 1 + blocks.n_features]), diagonal, problem.fit_intercept)
     if system is None and alpha > 0:
         return solve_exact(problem, tol, max_iter)
     if system is None:
         return _solve_by_columns(problem, blocks, tol)
     limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter
-    coef, intercept, error, n_passes = _refine(problem, blocks, frame, diagonal, system, tol, limit)
+    found = _refine(rows, frame, diagonal, system, tol, limit)
+    coef, intercept = _in_user_units(frame, found.coef, found.intercept, problem.fit_intercept)
     rank = blocks.n_samples - problem.fit_intercept
     unique = alpha > 0 or rank == blocks.n_features
     status = Status.OPTIMAL if unique else Status.MINIMUM_NORM
@@ -114,67 +123,66 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
         rank=blocks.n_features if alpha > 0 else rank,
         condition_number=system.condition_number,
         solver="dual",
-        status=status if error <= tol else Status.DIGITS_LOST,
-        n_iter=n_passes,
-        error=error,
+        status=status if found.error <= tol else Status.DIGITS_LOST,
+        n_iter=found.n_passes,
+        error=found.error,
     )
 
 
-def _dual_frame(problem: Problem) -> Frame:
-    """Shift by the mean of the rows; one scale for all features, so that least norm stays so."""
-    blocks = problem.blocks
+def _dual_frame(problem: Problem, blocks: RowBlocks) -> tuple[Frame, WideRows]:
+    """Shift by the mean of the rows; one scale for all features, so that least norm stays so.
 
-    def total(block: Block) -> torch.Tensor:
+    Features are not shifted where the mean of all rows is so short that their sum is no longer than the
+    others may be: then it does not matter to the kernel.
+    """
+    n_features = blocks.n_features
+
+    def of(block: Block) -> torch.Tensor:
         assert block.X is not None
-        columns = torch.cat([block.X.to(torch.float64), block.y], dim=1)
-        return torch.stack([columns.sum(0), columns.abs().amax(0)])
+        parts = (block.X.to(torch.float64), block.y)
+        ends = [torch.stack([part.sum(0), -part.amin(0), part.amax(0)]) for part in parts]
+        return torch.cat(ends, dim=1)
 
     def merge(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.stack([a[0] + b[0], torch.maximum(a[1], b[1])])
+        return torch.cat([a[:1] + b[:1], torch.maximum(a[1:], b[1:])])
 
-    sums, largest = blocks.map_reduce(total, merge, dense=True)
-    if not bool(largest.isfinite().all()):
-        blocks.raise_if_not_finite(problem.name)
-    shift = torch.zeros(1 + len(sums), dtype=torch.float64, device=sums.device)
-    if problem.fit_intercept:
-        shift[1:] = sums / blocks.n_samples
-    magnitude = torch.cat(
-        [largest[: blocks.n_features].max().expand(blocks.n_features), largest[blocks.n_features :]]
-    )
+    in_place = max(1, PIECE_BYTES // (8 * n_features))
+    total, minus_lowest, highest = blocks.map_reduce(of, merge, dense=True, rows_in_place=in_place)
+    largest = torch.maximum(minus_lowest, highest)
+    if blocks is not problem.blocks or not bool(largest.isfinite().all()):
+        problem.blocks.raise_if_not_finite(problem.name)
+    magnitude = torch.cat([largest[:n_features].max().expand(n_features), largest[n_features:]])
     safe = ((magnitude > SAFE_RANGE[0]) & (magnitude < SAFE_RANGE[1])) | (magnitude == 0)
-    if bool(safe.all()):
-        return Frame(shift, None)
-    scale = torch.ones_like(shift)
-    scale[1:] = torch.where(safe, 1.0, 1 / dd.slice_scale(magnitude))
-    return Frame(shift, scale)
+    scale = torch.where(safe, 1.0, 1 / dd.slice_scale(magnitude))
+    mean, origin = torch.zeros_like(total), torch.zeros_like(total)
+    if problem.fit_intercept:
+        mean = torch.where(total.isfinite(), total / blocks.n_samples, highest / 2 - minus_lowest / 2)
+        of_rows, of_ends = ((part * scale)[:n_features] for part in (mean, largest))
+        if float(of_rows.square().sum()) * blocks.n_samples <= float(of_ends.square().sum()):
+            mean[:n_features] = 0
+        size, sign = mean.abs(), mean.sign()
+        least = torch.minimum(-minus_lowest * sign, highest * sign)
+        origin = torch.where((2 * least >= size) & (largest / 2 <= size), mean, 0.0)
+    moved = (torch.maximum((highest - origin).abs(), (minus_lowest + origin).abs()) * scale)[:n_features]
+    rows = WideRows(blocks, origin[:n_features], float(scale[0]), dd.slice_scale(moved))
+    zero, one = total.new_zeros(1), total.new_ones(1)
+    return Frame(torch.cat([zero, mean]), None if bool(safe.all()) else torch.cat([one, scale])), rows
 
 
-def _shifted_features(block: Block, frame: Frame) -> torch.Tensor:
-    assert block.X is not None
-    inside = slice(1, 1 + block.X.shape[1])
-    rows = block.X.to(torch.float64) - frame.shift[inside]
-    return rows if frame.scale is None else rows * frame.scale[inside]
+def _factorise(kernel: np.ndarray, diagonal: np.ndarray, fit_intercept: bool) -> _System | None:
+    """The factor of a kernel, of which the upper triangle counts.
 
-
-def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_intercept: bool) -> _System | None:
-    """The kernel's factor; None where its condition is too bad for float64, as with dependent rows."""
-    kernel = np.zeros((blocks.n_samples,) * 2)
-    starts = range(0, blocks.n_samples, blocks.rows_per_block)
-    for start, block in zip(starts, blocks.dense(), strict=True):
-        rows = _shifted_features(block, frame)
-        for other_start, other in zip(starts, blocks.dense(), strict=True):
-            if other_start < start:
-                continue
-            product = rows @ (rows if other_start == start else _shifted_features(other, frame)).T
-            stop, other_stop = start + len(block.y), other_start + len(other.y)
-            kernel[start:stop, other_start:other_stop] = product.cpu().numpy()
-            kernel[other_start:other_stop, start:stop] = product.T.cpu().numpy()
+    None where its condition is too bad for float64, as with dependent rows.
+    """
     level = _level(kernel) if fit_intercept else 0.0
-    kernel += np.diag(diagonal) + level
+    kernel += level
+    kernel.ravel()[:: len(kernel) + 1] += diagonal
     norm = np.sqrt(kernel.diagonal())
     if not (norm > 0).all():
         return None
-    upper = cholesky(kernel / norm[:, None] / norm)
+    kernel /= norm[:, None]
+    kernel /= norm
+    upper = cholesky(kernel)
     if upper is not None:
         largest, smallest = extreme_singular_values(upper)
         rate = 16 * len(norm) * EPS / smallest**2
@@ -187,107 +195,126 @@ def _level(kernel: np.ndarray) -> float:
     return float(dd.slice_scale(np.array(np.trace(kernel) / len(kernel) ** 2)))
 
 
+class _Refined(NamedTuple):
+    """Coefficients and intercepts in units of the frame, about its shift."""
+
+    coef: DoubleDouble  # shape: (n_features, n_targets)
+    intercept: DoubleDouble  # shape: (1, n_targets)
+    error: float  # relative
+    n_passes: int
+
+
 def _refine(
-    problem: Problem,
-    blocks: RowBlocks,
+    rows: WideRows, frame: Frame, diagonal: np.ndarray, system: _System, tol: float, limit: int
+) -> _Refined:
+    """The solution, refined until what the next change would be is below rounding."""
+    y = _shifted_targets(rows.blocks, frame)
+    reach = _reach_of_intercept(rows, frame, diagonal)
+    offset = _offset(rows, frame)
+    amplification = float(system.norm.max() / system.norm.min()) * system.condition_number**2
+    n_slices = 2 if amplification <= MILD else 3
+    dual, constant = _with_zero(np.zeros_like(y[0])), _with_zero(np.zeros((1, y[0].shape[1])))
+    coef = dual
+    residual, rate, energies = y[0], system.rate, []
+    while True:
+        change, change_constant = system.solve(residual, -dd.sum_over_first_axis(dual)[0])
+        energies.append(system.energy(change))
+        dual = dd.add(dual, _with_zero(change))
+        constant = dd.add(constant, _with_zero(change_constant[None]))
+        if len(energies) > 1:
+            rate = max(system.rate, _largest_ratio(*energies[-2:]))
+        if _largest_ratio(energies[0], energies[-1]) * amplification <= SMALL_CHANGE:
+            more = rows.transposed_times_roughly(change) - offset * change.sum(0)
+            coef = dd.add(coef, _with_zero(more))
+        else:
+            coef = _coefficients(rows, offset, dual, n_slices)
+        error = _relative_error(frame, y, coef, constant, min(rate, 1.0) * energies[-1], reach)
+        if error <= max(EPS, 1e-3 * tol) or rate > 0.5 or len(energies) >= limit:
+            return _Refined(coef, constant, error, len(energies))
+        residual = _residual(rows, offset, diagonal, y, dual, constant, coef, n_slices)
+
+
+def _with_zero(high: np.ndarray) -> DoubleDouble:
+    return high, np.zeros_like(high)
+
+
+def _largest_ratio(old: np.ndarray, new: np.ndarray) -> float:
+    """Of new to old ones, 0 where those are 0."""
+    return float(np.divide(new, old, out=np.zeros_like(new), where=old > 0).max())
+
+
+def _shifted_targets(blocks: RowBlocks, frame: Frame) -> DoubleDouble:
+    """The targets in the frame; shape: (n_samples, n_targets)."""
+    shift, scale = shift_and_scale(frame)
+    targets = slice(1 + blocks.n_features, None)
+    high, low = dd.two_sum(blocks.y.cpu().numpy(), -shift[targets])
+    return high * scale[targets], low * scale[targets]
+
+
+def _reach_of_intercept(rows: WideRows, frame: Frame, diagonal: np.ndarray) -> float:
+    """How far the intercept may be off where the coefficients are by 1, in the norm of the system."""
+    n_samples = rows.blocks.n_samples
+    shift = torch.linalg.vector_norm(frame.shift[1 : 1 + rows.blocks.n_features] * rows.scale)
+    mean = float(shift + torch.linalg.vector_norm(rows.largest) / n_samples**0.5)  # see `_dual_frame`
+    return mean + float(np.sqrt(diagonal.sum())) / n_samples
+
+
+def _relative_error(
     frame: Frame,
-    diagonal: np.ndarray,
-    system: _System,
-    tol: float,
-    limit: int,
-) -> tuple[DoubleDouble, DoubleDouble, float, int]:
-    """Coefficients and intercept in the user's units, refined until a pass no longer changes them."""
-    shape = blocks.n_samples, blocks.n_targets
-    dual: DoubleDouble = np.zeros(shape), np.zeros(shape)
-    constant: DoubleDouble = np.zeros((1, shape[1])), np.zeros((1, shape[1]))
-    scaled: DoubleDouble = (
-        np.zeros((blocks.n_features, shape[1])),
-        np.zeros((blocks.n_features, shape[1])),
-    )
-    coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
-    intercept_scale = blocks.y.abs().amax(0).cpu().numpy()  # an intercept of its rounding size is 0
-    previous = error = np.inf
-    n_passes = 0
-    while n_passes < limit:
-        residual = _residual(blocks, frame, diagonal, dual, constant, scaled)
-        excess = -dd.sum_over_first_axis(dual)[0]
-        change, change_constant = system.solve(residual[0], excess)
-        dual = dd.add(dual, (change, np.zeros_like(change)))
-        constant = dd.add(constant, (change_constant[None], np.zeros((1, shape[1]))))
-        scaled = _coefficients(blocks, frame, dual)
-        before = coef, intercept
-        coef, intercept = _in_user_units(frame, scaled, constant, problem.fit_intercept)
-        n_passes += 1
-        zero = UNCERTAIN * np.abs(coef[0]).max(0, initial=0.0)
-        error = max(
-            _relative_change(before[0], coef, zero),
-            _relative_change(before[1], intercept, 4 * EPS * intercept_scale),
-        )
-        if n_passes == 1:
-            error = system.rate  # no change to go by yet
-        elif error <= max(EPS, 1e-3 * tol) or (n_passes > 2 and error > 0.5 * previous):
-            break
-        previous = error
-    return coef, intercept, error, n_passes
+    y: DoubleDouble,
+    coef: DoubleDouble,
+    constant: DoubleDouble,
+    error: np.ndarray,
+    reach: float,
+) -> float:
+    """The largest relative error of a coefficient or an intercept, above what passes for zero.
+
+    The coefficients are off by at most `error` in norm, since ``|X.T a|`` is not above that of the system.
+    """
+    shift, scale = shift_and_scale(frame)
+    columns, targets = slice(1, 1 + len(coef[0])), slice(1 + len(coef[0]), None)
+    size = np.abs(coef[0])
+    counted = size > UNCERTAIN * size.max(0, initial=0.0)
+    worst = float(np.divide(error, size, out=np.zeros_like(size), where=counted).max(initial=0.0))
+    mean = shift[targets] * scale[targets]
+    intercept = np.abs(mean + constant[0][0] - (shift[columns] * scale[columns]) @ coef[0])
+    counted = intercept > 4 * EPS * (np.abs(y[0]).max(0) + np.abs(mean))
+    of_intercept = np.divide(reach * error, intercept, out=np.zeros_like(error), where=counted)
+    return max(worst, float(of_intercept.max(initial=0.0)))
 
 
-def _relative_change(old: DoubleDouble, new: DoubleDouble, zero: np.ndarray) -> float:
-    """The largest change relative to the new value, among values above what passes for zero."""
-    moved = np.abs(dd.add(new, dd.negative(old))[0])
-    size = np.abs(new[0])
-    return float(np.divide(moved, size, out=np.zeros_like(size), where=size > zero).max(initial=0.0))
+def _offset(rows: WideRows, frame: Frame) -> np.ndarray:
+    """How far the rows' origin is from the shift of the frame, without rounding; shape (n_features, 1)."""
+    shift = frame.shift[1 : 1 + rows.blocks.n_features]
+    return ((shift - rows.origin) * rows.scale)[:, None].cpu().numpy()  # the shift, or 0
 
 
-def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:
-    """``X.T a`` of the shifted rows as a double-double; one pass."""
-    device = blocks.device
-    features = np.arange(1, 1 + blocks.n_features)
-    depth = DEPTHS[1]
-    high = torch.zeros((blocks.n_features, blocks.n_targets), dtype=torch.float64, device=device)
-    result = high, high
-    start = 0
-    for block in blocks.dense():
-        rows = exact_rows(block._replace(weight=None), frame).columns(features)
-        slices = rows.slices(depth.product_slices)
-        part = slice(start, start + len(block.y))
-        values = (
-            torch.from_numpy(dual[0][part]).to(device),
-            torch.from_numpy(dual[1][part]).to(device),
-        )
-        levels = exact_transposed_product(slices, rows.scale, values, depth.last_level)
-        result = dd.add(result, dd.sum_over_first_axis(levels))
-        start += len(block.y)
-    return result[0].cpu().numpy(), result[1].cpu().numpy()
+def _coefficients(rows: WideRows, offset: np.ndarray, dual: DoubleDouble, n_slices: int) -> DoubleDouble:
+    """``X.T a`` of the rows about the shift; one exact pass."""
+    coef = rows.transposed_times(dual, n_slices)
+    if not offset.any():
+        return coef
+    high, low = dd.sum_over_first_axis(dual)  # 0, but for rounding
+    return dd.add(coef, dd.negative(dd.multiply(_with_zero(offset), (high[None], low[None]))))
 
 
 def _residual(
-    blocks: RowBlocks,
-    frame: Frame,
+    rows: WideRows,
+    offset: np.ndarray,
     diagonal: np.ndarray,
+    y: DoubleDouble,
     dual: DoubleDouble,
-    intercept: DoubleDouble,
+    constant: DoubleDouble,
     coef: DoubleDouble,
-) -> DoubleDouble:
-    """What the rows' equations still lack, as a double-double; one pass."""
-    device = blocks.device
-    n_columns = 1 + blocks.n_features
-    model = (
-        torch.from_numpy(np.concatenate([intercept[0], coef[0]])).to(device),
-        torch.from_numpy(np.concatenate([intercept[1], coef[1]])).to(device),
-    )
-    parts = []
-    for block in blocks.dense():
-        rows = exact_rows(block._replace(weight=None), frame)
-        design = rows.columns(np.arange(n_columns))
-        responses = rows.columns(np.arange(n_columns, len(frame.shift)))
-        slices = design.slices(DEPTHS[1].residual_slices)
-        parts.append(exact_residual(slices, design.scale, model, responses))
-    residual: DoubleDouble = (
-        torch.cat([part[0] for part in parts]).cpu().numpy(),
-        torch.cat([part[1] for part in parts]).cpu().numpy(),
-    )
-    column = diagonal[:, None]
-    return dd.add(residual, dd.negative(dd.multiply(dual, (column, np.zeros_like(column)))))
+    n_slices: int,
+) -> np.ndarray:
+    """What the rows' equations still lack; one exact pass."""
+    model = dd.add(rows.times(coef, n_slices), constant)
+    if offset.any():
+        model = dd.add(model, dd.negative(rows.vector_times(offset, coef, n_slices)))
+    if diagonal.any():
+        model = dd.add(model, dd.multiply(dual, _with_zero(diagonal[:, None])))
+    return dd.add(y, dd.negative(model))[0]
 
 
 def _in_user_units(
