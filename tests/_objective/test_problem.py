@@ -47,7 +47,7 @@ def test_fit_and_partial_fit_are_least_squares(data, solver):
 
 
 # The moments that fit keeps are float64.
-@pytest.mark.filterwarnings("ignore:Only about 8 digits")
+@pytest.mark.filterwarnings("ignore:Only about . digits")
 def test_partial_fit_goes_on_after_fit(data):
     X, y = data
     reg = TorchLinearRegressor().fit(X[:30], y[:30]).partial_fit(X[30:], y[30:])
@@ -61,7 +61,7 @@ def test_moments_grow_with_the_number_of_targets_only():
     for n_targets in (500, 1000):
         reg = TorchLinearRegressor().fit(X, rng.normal(size=(20, n_targets)))
         kept.append(sum(part.raw.numel() for part in reg._moments))
-    assert kept[1] < 2.2 * kept[0] < 100 * 1000
+    assert kept[1] < 2.2 * kept[0] < 200 * 1000
 
 
 def test_ridge_and_its_path(data):
@@ -123,3 +123,20 @@ def test_training_does_not_go_on_from_moments_in_parts(data):
     reg = TorchLinearRegressor().fit(X, y)
     with pytest.raises(ValueError, match="trained before that are not now, or the other way round"):
         reg.set_params(solver="adam").partial_fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"solver": "exact"}, {"alpha": 0.1}, {"alpha": 0.1, "penalty_factor": 1.0}]
+)
+def test_many_targets_of_wide_rows(data, options):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(10, 15)), data[1][:10]
+    reg = TorchLinearRegressor(**options).fit(X, y)
+    center, target_center = X.mean(0), y.mean(0)
+    if options.get("alpha"):
+        exact = np.linalg.solve(
+            (X - center).T @ (X - center) + np.eye(15), (X - center).T @ (y - target_center)
+        )
+    else:
+        exact = np.linalg.pinv(X - center) @ (y - target_center)
+    assert_equal(reg, exact.T, target_center - center @ exact)

@@ -509,7 +509,7 @@ def _refuse_columns(frame: Any, name: str, error: Exception) -> None:
     """Raise a ValueError that names the first column without numbers, if there is one."""
     for column in frame.columns:
         values = np.asarray(frame[column])
-        is_time = values.dtype.kind in "mM" or isinstance(values.flat[0], date)
+        is_time = values.dtype.kind in "mM" or (len(values) > 0 and isinstance(values[0], date))
         try:
             values.astype(np.float64)
         except (TypeError, ValueError):

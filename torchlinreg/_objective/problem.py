@@ -39,7 +39,7 @@ SMALL_DATA = 100_000
 SAMPLE_ROWS, UNSEEN_PAIRS = 512, 3
 # So many targets are solved for at once, or as many as there are columns, since moments hold the products of
 # all columns with each other. Each part costs about 1 ms beside its products.
-TARGETS_AT_ONCE = 64
+TARGETS_AT_ONCE = 128
 # Float64 moments leave fewer than 4 digits beyond this condition.
 ILL_CONDITIONED = 1e6
 

@@ -85,9 +85,9 @@ def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> S
         The solver does not serve the loss or the penalty.
     """
     run = choose_solver(name, problem)
-    # What reads the rows instead of their moments takes any number of targets at once.
+    # Of few rows, others than these two read no moments, and take any number of targets at once.
     parts = problem.by_targets
-    if len(parts) > 1 and is_wide(problem):
+    if len(parts) > 1 and run not in (solve_cholesky, solve_exact) and is_wide(problem):
         parts = (problem,)
     return of_all_targets([_solve_part(run, part, tol, max_iter) for part in parts])
 
