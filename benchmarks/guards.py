@@ -680,9 +680,7 @@ class _Polish:
         self.r0 = np.array([_rounded(r / Fraction(self.size)) for r in residual])
         self.null = _rounded(exact.of_constant)
         penalty, unit = exact.penalty, self.unit / self.size
-        with np.errstate(
-            over="ignore", invalid="ignore", divide="ignore"
-        ):  # what is beyond float64 has no candidates
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             b0, lower, upper = coef * unit, penalty.lower * unit, penalty.upper * unit
             l1, l2 = penalty.l1 / unit / self.null, penalty.l2 / unit**2 / self.null
         constant = np.ones((n, 1)) * exact.trial.fit_intercept
