@@ -1,10 +1,13 @@
-"""Whether fits keep two guards on random problems of every kind, checked in exact arithmetic.
+"""Whether fits keep guards and laws on random problems of every kind, checked in exact arithmetic.
 
 Run ``python -m benchmarks.guards --n 100000 --seed 0``. The guards are: no fit that claims an optimum, or
 that trained to its end without tuning, has a higher objective on its own rows than the best constant (0
-without intercept); and nothing claims to be nearer to its optimum than it is. Objectives are those of the
-coefficients before they are rounded to float32, with residuals in rational arithmetic. A problem is made from
-its seed alone: ``judge(make_trial(seed))`` repeats it.
+without intercept); and nothing claims to be nearer to its optimum than it is: neither exact solutions nor
+the optimizers of SciPy, from there, find a lower objective. The laws: neither the order of rows, nor copies
+in place of weights, nor the units of a feature change the objective or, without a penalty, predictions.
+Objectives are those of the coefficients before they are rounded to float32, with residuals in rational
+arithmetic. A problem is made from its seed alone: ``judge(make_trial(seed))`` and
+``judge_laws(make_trial(seed))`` repeat it.
 """
 
 import argparse
@@ -13,9 +16,10 @@ import math
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
-from scipy.optimize import minimize_scalar
+from scipy.optimize import linprog, lsq_linear, minimize, minimize_scalar
 
 from benchmarks.environment import describe
 from benchmarks.exact import exact_least_squares
@@ -31,7 +35,7 @@ from benchmarks.exact_elastic_net import ExactElasticNet
 from torchlinreg import Status, TorchLinearRegressor
 from torchlinreg._objective.penalty import Penalty, penalty_of
 from torchlinreg._objective.solution import Solution
-from torchlinreg.losses import Huber, Loss, as_loss
+from torchlinreg.losses import Huber, Loss, Quantile, as_loss
 
 Array = np.ndarray
 EPS = 2.0**-53
@@ -40,6 +44,8 @@ NOTHING = Fraction(0)
 SUMS = 1e-9
 # Predictions may be off by so many units of rounding of the largest target.
 PREDICT = 2
+# Columns of which others leave less than so many units of rounding are dependent.
+DEPENDENT = 16
 # Scales are looked for from here to 1, in units of the largest residual.
 LEAST_SCALE = 1e-10
 # Gaps below this share of the constant's objective are no claim: no smaller one is asked for either.
@@ -50,6 +56,12 @@ ZERO = 1e-9
 DIGITS = 1e-11
 # Exact optima are found for so many features, by elimination and by trying all pieces of a penalty.
 ELIMINATED, PIECEWISE = 8, 3
+# Share of the constant's objective that others may find below a claimed optimum.
+LOWER = 1e-8
+# Share of the spread of y that a law may move predictions by, which may be flat to the root of a gap.
+MOVED = 1e-5
+# Powers of two that units of features change by, up or down.
+POWERS = 20
 # Epochs of training: of moments of the rows, and of rows, which take a hundred times as long.
 MAX_EPOCHS, MAX_ROW_EPOCHS = 300, 40
 
@@ -66,6 +78,7 @@ LOSSES: dict[str, Any] = {
     "huber of scale 1": Huber(scale=1.0),
     "absolute_error": "absolute_error",
     "quantile": "quantile",
+    "quantile 0.9": Quantile(0.9),
     "epsilon_insensitive": "epsilon_insensitive",
     "squared_epsilon_insensitive": "squared_epsilon_insensitive",
     "log_cosh": "log_cosh",
@@ -75,8 +88,10 @@ SOLVERS = {
     "squared_error": ("auto", "auto", "cholesky", "exact", "dual", "active_set"),
     "absolute_error": ("auto", "interior_point"),
     "quantile": ("auto", "interior_point"),
+    "quantile 0.9": ("auto", "interior_point"),
     "epsilon_insensitive": ("auto", "interior_point"),
 }
+PIECEWISE_LINEAR = "absolute_error", "quantile", "quantile 0.9", "epsilon_insensitive"
 OPTIMIZERS = "sgd", "adam", "lbfgs"
 KINDS = "dense", "dense", "float32", "csr", "tensor", "frame"
 # Claims that the first guard holds for; the others say that something is amiss, and warn.
@@ -205,6 +220,11 @@ class Trial:
             return torch.from_numpy(self.X.copy())
         return pd.DataFrame(self.X) if self.kind == "frame" else self.X
 
+    @property
+    def targets(self) -> Array:
+        """Y as the estimator is given it."""
+        return self.y[:, 0] if self.y.shape[1] == 1 else self.y
+
     def __str__(self) -> str:
         n_samples, n_features = self.X.shape
         settings = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items() if name != "loss")
@@ -243,7 +263,7 @@ def make_trial(seed: int) -> Trial:
     if rng.random() < 0.3:
         weight = rng.choice([1.0, 2.0, 0.5, 0.0, 1e-6], n) if rng.random() < 0.5 else rng.uniform(0.1, 3, n)
         weight[int(rng.integers(n))] = 1.0
-    trains = loss not in ("absolute_error", "quantile", "epsilon_insensitive") and rng.random() < 0.08
+    trains = loss not in PIECEWISE_LINEAR and rng.random() < 0.08
     parameters: dict[str, Any] = {
         "loss": LOSSES[loss],
         "fit_intercept": bool(rng.random() < 0.75),
@@ -346,21 +366,12 @@ def judge(trial: Trial) -> Verdict:
     Verdict
         What came of it.
     """
-    reg = _Watched(**trial.parameters)
-    y = trial.y[:, 0] if trial.y.shape[1] == 1 else trial.y
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            reg.fit(trial.data(), y, trial.weight)
-    except (ValueError, FloatingPointError) as error:
-        return Verdict("refused", type(error).__name__, str(error)[:100])
-    except Exception as error:  # any other is a fault of ours, to be counted; the trials go on
-        return Verdict("error", type(error).__name__, repr(error)[:200])
+    reg = _fitted(trial)
+    if isinstance(reg, Verdict):
+        return reg
     solution, status = reg.solution, reg.status_.kind
-    if status not in (TRAINED if trial.trains else CLAIMS):
-        return Verdict("exempt", status.name)
     for target in range(trial.y.shape[1]):
-        exact = _Exact(trial, target)
+        exact = Exact(trial, target)
         coef, intercept = solution.coef[:, target], float(solution.intercept[target])
         found, limit = exact.objective(coef, intercept, exact.rounding), exact.of_constant
         may_rest = ((trial.penalty.lower <= 0) & (trial.penalty.upper >= 0)).all()
@@ -368,12 +379,108 @@ def judge(trial: Trial) -> Verdict:
             detail = f"objective {_text(found)}, of the constant {_text(limit)}"
             return Verdict("worse than constant", status.name, detail)
         claim = exact.check_claim(coef, intercept, reg) if not trial.trains else ""
+        if not claim and status in CLAIMS:
+            claim = exact.check_lower(coef, intercept, _scale_of(solution, target), status)
         if claim:
             return Verdict("false optimum", status.name, claim)
     return Verdict("kept", status.name)
 
 
-class _Exact:
+def judge_laws(trial: Trial) -> Verdict:
+    """Fit, and fit again to data that mean the same.
+
+    Parameters
+    ----------
+    trial : Trial
+        What to fit.
+
+    Returns
+    -------
+    Verdict
+        What came of it; "broken law" where one does not hold.
+    """
+    if trial.trains:  # by an optimizer, whose mini-batches and steps are those of the rows and units given
+        return Verdict("exempt", "TRAINED")
+    first = _fitted(trial)
+    for name, (one, other, unit) in _same_problems(trial).items():
+        fits = [first if one is trial else _fitted(one), _fitted(other)]
+        for reg in fits:
+            if isinstance(reg, Verdict):
+                return replace(reg, detail=f"{name}: {reg.detail}")
+        # The shortest of several optima is another in other units.
+        unique = all(reg.status_.kind is Status.OPTIMAL for reg in fits)
+        if name == "units" and not unique:
+            continue
+        difference = _difference(one, [reg.solution for reg in fits], unit)
+        if difference:
+            return Verdict("broken law", fits[0].status_.kind.name, f"{name}: {difference}")
+    return Verdict("kept", "")
+
+
+def _same_problems(trial: Trial) -> dict[str, tuple[Trial, Trial, Array]]:
+    """Pairs of problems of one solution, and the factors of the features of the second."""
+    rng = np.random.default_rng(trial.seed)
+    n, p = trial.X.shape
+    ones = np.ones(p)
+    order = rng.permutation(n)
+    weight = None if trial.weight is None else trial.weight[order]
+    result = {"order": (trial, replace(trial, X=trial.X[order], y=trial.y[order], weight=weight), ones)}
+    copies = rng.integers(0, 4, n)
+    copies[rng.integers(n)] = 1
+    repeated = replace(trial, X=trial.X.repeat(copies, 0), y=trial.y.repeat(copies, 0), weight=None)
+    result["copies"] = replace(trial, weight=copies.astype(float)), repeated, ones
+    if not trial.penalty.l1.any() and not trial.penalty.l2.any() and trial.parameters.get("bounds") is None:
+        unit = 2.0 ** rng.integers(-POWERS, POWERS + 1, p)
+        result["units"] = trial, replace(trial, X=trial.X * unit), unit
+    return result
+
+
+def _difference(trial: Trial, solutions: Sequence[Solution], unit: Array) -> str:
+    """What two solutions predict differently, the second that of the features times `unit`."""
+    one, other = solutions
+    for target in range(trial.y.shape[1]):
+        exact = Exact(trial, target)
+        models = [
+            (one.coef[:, target], float(one.intercept[target])),
+            (other.coef[:, target] * unit, float(other.intercept[target])),
+        ]
+        residuals = [exact.residual(*model) for model in models]
+        apart = max(abs(a - b) for a, b in zip(*residuals, strict=True))
+        roundings = [exact.rounding_of(*model) for model in models]
+        low = [exact.objective(*model, slack) for model, slack in zip(models, roundings, strict=True)]
+        high = [exact.objective(*model, -slack) for model, slack in zip(models, roundings, strict=True)]
+        if max(low[0] - high[1], low[1] - high[0]) > Fraction(LOWER) * exact.of_constant:
+            return f"objectives {_text(low[0])} and {_text(low[1])}"
+        if trial.penalty.l1.any() or trial.penalty.l2.any():
+            continue  # which may be too weak to tell optima apart, and keeps their objectives equal
+        spread = max(exact.y) - min(exact.y) if trial.fit_intercept else max(map(abs, exact.y))
+        if apart > sum(roundings) + Fraction(MOVED) * spread:
+            return f"predictions apart by {_rounded(apart):.1e} where y spreads over {_rounded(spread):.1e}"
+    return ""
+
+
+def _fitted(trial: Trial) -> "_Watched | Verdict":
+    """The fitted model where it claims an optimum, or what came instead."""
+    reg = _Watched(**trial.parameters)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reg.fit(trial.data(), trial.targets, trial.weight)
+    except (ValueError, FloatingPointError) as error:
+        return Verdict("refused", type(error).__name__, str(error)[:100])
+    except Exception as error:  # any other is a fault of ours, to be counted; the trials go on
+        return Verdict("error", type(error).__name__, repr(error)[:200])
+    status = reg.status_.kind
+    if status not in (TRAINED if trial.trains else CLAIMS):
+        return Verdict("exempt", status.name)
+    return reg
+
+
+def _scale_of(solution: Solution, target: int) -> float | None:
+    return None if solution.scale is None else float(solution.scale[target])
+
+
+class Exact:
     """The objective of one target, with residuals in rational arithmetic."""
 
     def __init__(self, trial: Trial, target: int) -> None:
@@ -386,22 +493,33 @@ class _Exact:
         self.loss: Loss = as_loss(trial.parameters["loss"])
         self.penalty = trial.penalty
 
-    def objective(self, coef: Array, intercept: float, slack: Fraction = NOTHING) -> Fraction:
-        """Of float64 coefficients, with predictions moved by up to `slack` towards the targets."""
-        terms = [Fraction(c) for c in coef.tolist()]
-        used = [(j, c) for j, c in enumerate(terms) if c]
+    def residual(self, coef: Array, intercept: float) -> list[Fraction]:
+        """Predictions of float64 coefficients less the targets."""
+        used = [(j, Fraction(c)) for j, c in enumerate(coef.tolist()) if c]
         constant = Fraction(intercept)
-        residual = [
+        return [
             constant + sum(c * row[j] for j, c in used) - y for row, y in zip(self.rows, self.y, strict=True)
         ]
+
+    def rounding_of(self, coef: Array, intercept: float, units: int = PREDICT) -> Fraction:
+        """So many units of rounding of the terms of the largest prediction."""
+        used = [(j, abs(Fraction(c))) for j, c in enumerate(coef.tolist()) if c]
+        largest = max(sum(c * abs(row[j]) for j, c in used) for row in self.rows)
+        return units * Fraction(EPS) * (largest + abs(Fraction(intercept)))
+
+    def objective(self, coef: Array, intercept: float, slack: Fraction = NOTHING) -> Fraction:
+        """Of float64 coefficients, with predictions moved by up to `slack` nearer, or -`slack` away."""
+        residual = self.residual(coef, intercept)
+        terms = [Fraction(c) for c in coef.tolist()]
         rest = sum(
             Fraction(l1) * abs(c) + Fraction(l2) / 2 * c * c
             for l1, l2, c in zip(self.penalty.l1.tolist(), self.penalty.l2.tolist(), terms, strict=True)
         )
         value = self._mean_loss(residual)
-        if slack:
-            moved = [r - max(-slack, min(slack, r)) for r in residual]
-            value = min(value, self._mean_loss(moved))
+        if slack > 0:
+            value = min(value, self._mean_loss([r - max(-slack, min(slack, r)) for r in residual]))
+        elif slack < 0:
+            value = max(value, self._mean_loss([r - slack if r > 0 else r + slack for r in residual]))
         return value + rest
 
     def _mean_loss(self, residual: Sequence[Fraction]) -> Fraction:
@@ -414,8 +532,11 @@ class _Exact:
         if size == 0:
             return NOTHING
 
+        share = torch.tensor([_rounded(w) for w in self.share], dtype=torch.float64)
+
         def at(scale: float) -> float:  # of the largest residual
-            return scale / 2 + scale * _rounded(self._mean_of(values / size / scale))
+            unit = values / size / scale
+            return scale / 2 + scale * float(share @ self.loss.value(unit, torch.zeros_like(unit)))
 
         best = minimize_scalar(at, bounds=(LEAST_SCALE, 1), method="bounded", options={"xatol": LEAST_SCALE})
         return Fraction(size) * Fraction(min(best.fun, at(LEAST_SCALE)))
@@ -426,10 +547,10 @@ class _Exact:
             return Fraction(10) ** 400
         return sum((w * Fraction(v) for w, v in zip(self.share, losses, strict=True)), NOTHING)
 
-    @property
+    @cached_property
     def of_constant(self) -> Fraction:
         """The objective of the best constant."""
-        constant = self._best_constant() if self.trial.fit_intercept else NOTHING
+        constant = self.best_constant if self.trial.fit_intercept else NOTHING
         return self._mean_loss([constant - y for y in self.y]) * (1 + Fraction(SUMS))
 
     @property
@@ -437,7 +558,9 @@ class _Exact:
         """What rounds predictions as large as the targets."""
         return PREDICT * Fraction(EPS) * max(map(abs, self.y))
 
-    def _best_constant(self) -> Fraction:
+    @cached_property
+    def best_constant(self) -> Fraction:
+        """The prediction of least loss that is the same for all rows."""
         if self.loss.kind == "quadratic":
             return sum((w * y for w, y in zip(self.share, self.y, strict=True)), NOTHING)
         values = [float(value) for value in self.y]
@@ -482,6 +605,21 @@ class _Exact:
             return ""  # columns that depend on each other up to rounding
         return self._check_digits(coef, [float(_rounded(value)) for value in truth.coef[0]], reg)
 
+    def check_lower(self, coef: Array, intercept: float, scale: float | None, status: Status) -> str:
+        """By how much others find a lower objective than that of a claimed optimum; empty if they do not."""
+        constant = self.of_constant
+        if not constant:
+            return ""
+        slack = self.rounding_of(coef, intercept)
+        found = self.objective(coef, intercept, slack)
+        for name, other, other_intercept in _Polish(self, coef, intercept, scale).candidates():
+            units = PREDICT if status is Status.OPTIMAL else DEPENDENT
+            other_slack = -self.rounding_of(other, other_intercept, units)
+            gap = (found - self.objective(other, other_intercept, other_slack)) / constant
+            if gap > LOWER:
+                return f"{name} finds an objective lower by {_rounded(gap):.1e}"
+        return ""
+
     def _check_digits(self, coef: Array, truth: list[float], reg: Any) -> str:
         X, y = self.trial.X, np.array([_rounded(value) for value in self.y])
         size = np.abs(X).max(0)
@@ -515,6 +653,158 @@ class _Exact:
         except AssertionError:
             return None
         return Fraction(least)
+
+
+class _Polish:
+    """Optimizers of SciPy that look for a lower objective, from a fit on.
+
+    With `Z` the columns less their means, in units of their largest numbers, `size` that of y, and `b0` and
+    `r0` the coefficients and residuals of the fit in these units, those of `b` and of another constant `c`
+    are ``r = r0 + Z (b - b0) + c``. An l1 penalty splits `b` into its positive and its negative part.
+    """
+
+    def __init__(self, exact: Exact, coef: Array, intercept: float, scale: float | None) -> None:
+        self.exact, self.coef, self.intercept = exact, coef, intercept
+        n, p = exact.trial.X.shape
+        mean = [NOTHING] * p
+        if exact.trial.fit_intercept:
+            mean = [sum(w * row[j] for w, row in zip(exact.share, exact.rows, strict=True)) for j in range(p)]
+        self.mean = mean
+        centred = np.array([[_rounded(x - m) for x, m in zip(row, mean, strict=True)] for row in exact.rows])
+        largest = np.abs(centred).max(0)
+        self.unit = np.where(largest > 0, largest, 1.0)
+        self.share = np.array([_rounded(w) for w in exact.share])
+        residual = exact.residual(coef, intercept)
+        best = exact.best_constant if exact.trial.fit_intercept else NOTHING
+        self.size = max(_rounded(max(abs(y - best) for y in exact.y)), np.finfo(float).tiny)
+        self.r0 = np.array([_rounded(r / Fraction(self.size)) for r in residual])
+        self.null = _rounded(exact.of_constant)
+        penalty, unit = exact.penalty, self.unit / self.size
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            b0, lower, upper = coef * unit, penalty.lower * unit, penalty.upper * unit
+            l1, l2 = penalty.l1 / unit / self.null, penalty.l2 / unit**2 / self.null
+        constant = np.ones((n, 1)) * exact.trial.fit_intercept
+        Z = centred / self.unit
+        self.split = bool(l1.any())
+        if self.split:
+            Z, l1, l2 = np.column_stack([Z, -Z]), np.tile(l1, 2), np.tile(l2, 2)
+            lower, upper = (
+                np.append(lower.clip(0), (-upper).clip(0)),
+                np.append(upper.clip(0), (-lower).clip(0)),
+            )
+            b0 = np.append(b0.clip(0), (-b0).clip(0))
+        self.design = np.column_stack([Z, constant])
+        self.start, self.l1, self.l2 = np.append(b0, 0.0), np.append(l1, 0.0), np.append(l2, 0.0)
+        self.lower, self.upper = np.append(lower, -np.inf), np.append(upper, np.inf)
+        self.r0 = self.r0 - self.design @ self.start
+        self.scale = scale
+
+    def candidates(self) -> Iterator[tuple[str, Array, float]]:
+        """The optimizers that serve the loss and the penalty, with what they find."""
+        if not 0 < self.null < np.inf or not np.isfinite([*self.l1, *self.l2, *self.start]).all():
+            return
+        kind = self.exact.loss.kind
+        if kind == "quadratic" and not self.l1.any():
+            yield "lsq_linear", *self._model(self._least_squares())
+        elif kind == "piecewise_linear":
+            yield "linprog" if not self.l2.any() else "SLSQP", *self._model(self._program())
+        else:
+            yield "L-BFGS-B", *self._model(self._smooth())
+
+    def _model(self, found: Array) -> tuple[Array, float]:
+        """Coefficients and intercept in the user's units."""
+        p = len(self.coef)
+        change = found - self.start
+        moved = change[:p] - change[p : 2 * p] if self.split else change[:p]
+        penalty = self.exact.penalty
+        coef = np.clip(self.coef + moved / self.unit * self.size, penalty.lower, penalty.upper)
+        if not self.exact.trial.fit_intercept:
+            return coef, self.intercept
+        back = sum(
+            m * (Fraction(a) - Fraction(b))
+            for m, a, b in zip(self.mean, coef.tolist(), self.coef.tolist(), strict=True)
+        )
+        return coef, _rounded(
+            Fraction(self.intercept) + Fraction(self.size) * Fraction(float(change[-1])) - back
+        )
+
+    def _least_squares(self) -> Array:
+        root = np.sqrt(self.share)
+        # The null objective is that of the residuals in units of `size`, times its square.
+        strength = np.sqrt(self.l2 * self.null) / self.size
+        matrix = np.vstack([self.design * root[:, None], np.diag(strength)])
+        result = lsq_linear(
+            matrix,
+            np.append(-self.r0 * root, 0 * strength),
+            (self.lower, self.upper),
+            method="bvls",
+            tol=1e-14,
+        )
+        return np.asarray(result.x)
+
+    def _program(self) -> Array:
+        """A bound of each row's loss is a variable, above all lines of the loss."""
+        pieces = self.exact.loss.pieces()
+        n, k = self.design.shape
+        slopes = np.cumsum([pieces.slope, *pieces.jumps])
+        at, value = np.array(pieces.positions), self._loss(-np.array(pieces.positions))[0]
+        # Lines of t = target - prediction: left of each position, and right of the last.
+        lines = [(slopes[i], at[min(i, len(at) - 1)], value[min(i, len(at) - 1)]) for i in range(len(slopes))]
+        above = np.vstack([np.column_stack([-m * self.design, -np.eye(n)]) for m, _, _ in lines])
+        limit = np.concatenate([m * self.r0 + (m * t - v) / self.size for m, t, v in lines])
+        cost = np.concatenate([self.l1, self.share * self.size / self.null])
+        bounds = [*zip(self.lower, self.upper, strict=True), *[(None, None)] * n]
+        if not self.l2.any():
+            result = linprog(cost, above, limit, bounds=bounds, method="highs")
+            return self.start if result.x is None else result.x[:k]
+        begin = np.append(
+            self.start, self._loss(self.size * (self.r0 + self.design @ self.start))[0] / self.size
+        )
+        square = np.append(self.l2, np.zeros(n))
+        result = minimize(
+            lambda z: (cost @ z + square @ z**2 / 2, cost + square * z),
+            begin,
+            jac=True,
+            method="SLSQP",
+            bounds=bounds,
+            constraints={"type": "ineq", "fun": lambda z: limit - above @ z, "jac": lambda z: -above},
+            options={"ftol": 1e-13},
+        )
+        return np.asarray(result.x[:k])
+
+    def _smooth(self) -> Array:
+        k = len(self.start)
+        least = LEAST_SCALE * np.abs(self.r0 + self.design @ self.start).max()
+        with_scale = self.exact.loss.estimates_scale
+        start, bounds = self.start, list(zip(self.lower, self.upper, strict=True))
+        if with_scale:
+            start = np.append(start, max((self.scale or 0.0) / self.size, least))
+            bounds.append((max(least, np.finfo(float).tiny), None))
+
+        def of(z: Array) -> tuple[float, Array]:
+            scale = z[k] * self.size if with_scale else 1.0
+            residual = self.size * (self.r0 + self.design @ z[:k])
+            value, slope = self._loss(residual / scale)
+            total = scale * (self.share @ value + 0.5 * with_scale) / self.null
+            gradient = self.design.T @ (self.share * slope) * self.size / self.null
+            rest = self.l1 @ z[:k] + self.l2 @ z[:k] ** 2 / 2
+            gradient += self.l1 + self.l2 * z[:k]
+            if with_scale:
+                by_scale = 0.5 + self.share @ (value - slope * residual / scale)
+                gradient = np.append(gradient, by_scale * self.size / self.null)
+            return float(total + rest), gradient
+
+        options = {"ftol": 1e-15, "gtol": 1e-12, "maxiter": 300, "maxls": 50}
+        return np.asarray(
+            minimize(of, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x[:k]
+        )
+
+    def _loss(self, residual: Array) -> tuple[Array, Array]:
+        """Values and derivatives."""
+        prediction = torch.from_numpy(residual.copy())
+        zeros = torch.zeros_like(prediction)
+        loss = self.exact.loss
+        return loss.value(prediction, zeros).numpy(), loss.derivative(prediction, zeros).numpy()
 
 
 def _rounded(value: Fraction) -> float:
@@ -556,6 +846,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(options.seed, options.seed + options.n):
         trial = make_trial(seed)
         verdict = judge(trial)
+        if verdict.outcome == "kept":
+            laws = judge_laws(trial)
+            verdict = laws if laws.is_broken else verdict
         outcomes[trial.family, verdict.outcome] += 1
         if verdict.is_broken:
             broken.append({"trial": str(trial), **asdict(verdict)})

@@ -5,7 +5,7 @@ its whole column is text, and a column that the header does not name is an index
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -199,10 +199,11 @@ def is_index(cells: "pd.Series") -> bool:
     return cells.is_unique and (is_text(cells) or all(to_number(cell).is_integer() for cell in cells))
 
 
-def is_text(cells: Iterable[str | float]) -> bool:
+def is_text(cells: "pd.Series") -> bool:
     """Whether there are values, none of them a number or meant as one, as "1,234", "12%" and "inf" are."""
-    written = [cell for cell in map(str, cells) if cell.strip()]
-    return bool(written) and not any(is_float(DECORATION.sub("", cell)) for cell in written)
+    if any(is_float(DECORATION.sub("", str(cell))) for cell in cells):
+        return False
+    return any(str(cell).strip() for cell in cells)
 
 
 def to_numbers(table: Table, columns: Sequence[str]) -> "pd.DataFrame":
@@ -230,13 +231,16 @@ def to_numbers(table: Table, columns: Sequence[str]) -> "pd.DataFrame":
 
 def to_number(cell: str | float) -> float:
     """Return the number in a cell, NaN where there is none."""
-    if isinstance(cell, str) and ("_" in cell or not is_float(cell)):  # float("2026_11") is 202611
+    if isinstance(cell, str) and "_" in cell:  # float("2026_11") is 202611
         return float("nan")
-    return float(cell)
+    try:
+        return float(cell)
+    except ValueError:
+        return float("nan")
 
 
 def is_float(text: str) -> bool:
-    """Whether Python reads a number in `text`."""
+    """Whether Python reads a number in `text`, be it infinite or NaN."""
     try:
         float(text)
     except ValueError:
