@@ -18,6 +18,30 @@ def check_number(name: str, value: Any, allowed: str, holds: Callable[[Any], boo
         raise ValueError(f"{name}={value!r} must be {allowed}.")
 
 
+def check_strengths(alpha: Any, *, one_each: bool) -> None:
+    """Raise a ValueError unless it is a strength of the penalty or, with `one_each`, an array of them."""
+    if isinstance(alpha, Real):
+        check_number("alpha", alpha, "a finite number, 0 or more", lambda value: value >= 0)
+        return
+    allowed = "a finite number, 0 or more"
+    if one_each:
+        allowed += ", or an array of such numbers, one for each target"
+    try:
+        strengths = as_numbers(alpha)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"alpha={alpha!r} must be {allowed}.") from error
+    is_array = (
+        strengths.ndim == 1 and len(strengths) and np.isfinite(strengths).all() and strengths.min() >= 0
+    )
+    if not is_array:
+        raise ValueError(f"alpha={alpha!r} must be {allowed}.")
+    if not one_each:
+        raise ValueError(
+            f"alpha={alpha!r} must be {allowed}, to train: all targets share it. Use solver='auto' for one "
+            "number for each."
+        )
+
+
 def as_numbers(value: Any) -> np.ndarray:
     """A float64 array of what a parameter holds, a tensor on any device included.
 

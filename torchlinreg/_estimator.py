@@ -7,7 +7,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Integral
+from itertools import pairwise
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +21,7 @@ from sklearn.utils import Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from torchlinreg._checks import check_flag, check_number
+from torchlinreg._checks import as_numbers, check_flag, check_number, check_strengths
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
 from torchlinreg._moments.accumulated import to_device
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
@@ -99,10 +100,11 @@ class TorchLinearRegressor(
         ``losses.Quantile(0.9)``; or a function ``(prediction, target) -> losses`` of tensors, elementwise
         and convex in the prediction, which autograd differentiates. Parameters of an object are set as
         ``loss__quantile``.
-    alpha : float, default=0.0
-        Strength of the penalty, 0 or more, as in ``sklearn.linear_model.ElasticNet``. ``Ridge(alpha=a)`` and
-        ``HuberRegressor(alpha=a)``, which do not divide by the weight sum, are
-        ``alpha = a / sum(sample_weight)`` here (``a / n_samples`` without weights).
+    alpha : float or array-like of shape (n_targets,), default=0.0
+        Strength of the penalty, 0 or more, as in ``sklearn.linear_model.ElasticNet``: one for all targets or,
+        for solvers that do not train, one for each. ``Ridge(alpha=a)`` and ``HuberRegressor(alpha=a)``, which
+        do not divide by the weight sum, are ``alpha = a / sum(sample_weight)`` here (``a / n_samples``
+        without weights).
     l1_ratio : float, default=0.0
         The share of the l1 penalty, from 0 (ridge) to 1 (lasso). With more than 0, coefficients that do not
         pay are exactly 0.
@@ -419,7 +421,10 @@ class TorchLinearRegressor(
                     sample_weight_val=sample_weight_val,
                     resume_from=resume_from,
                 )
-                solution = solve(self.solver, problem, float(self.tol), self.max_iter)
+                problems = self._by_strength(problem)
+                solution = of_all_targets(
+                    [solve(self.solver, each, float(self.tol), self.max_iter) for each in problems]
+                )
         self._optimizer_state: dict[str, Any] | None = None
         self._moments: tuple[Moments | ExactMoments, ...] | None = None
         if problem.loss.kind == "quadratic" and not is_wide(problem) and blocks.weight is given.weight:
@@ -567,7 +572,7 @@ class TorchLinearRegressor(
         trains = is_training(self.solver)
         check_solver(self.solver)
         as_loss(self.loss)
-        check_number("alpha", self.alpha, "a finite number, 0 or more", lambda value: value >= 0)
+        check_strengths(self.alpha, one_each=not trains)
         check_number(
             "l1_ratio", self.l1_ratio, "a number from 0 (ridge) to 1 (lasso)", lambda value: 0 <= value <= 1
         )
@@ -604,11 +609,11 @@ class TorchLinearRegressor(
                     f"an optimizer, such as solver='adam', or leave {name} at {silent!r}."
                 )
 
-    def _problem_of(self, blocks: RowBlocks) -> Problem:
-        """The objective of the parameters for these rows."""
+    def _problem_of(self, blocks: RowBlocks, alpha: float | None = None) -> Problem:
+        """The objective of the parameters for these rows; of the largest of several `alpha`."""
         penalty = penalty_of(
             blocks.n_features,
-            float(self.alpha),
+            float(as_numbers(self.alpha).max()) if alpha is None else alpha,
             float(self.l1_ratio),
             self.penalty_factor,
             bool(self.positive),
@@ -658,7 +663,25 @@ class TorchLinearRegressor(
 
     def _parts(self, problem: Problem) -> tuple[Problem, ...]:
         """The problem in the parts that moments are kept of; training is of all targets together."""
-        return (problem,) if is_training(self.solver) else problem.by_targets
+        if is_training(self.solver):
+            return (problem,)
+        return tuple(part for each in self._by_strength(problem) for part in each.by_targets)
+
+    def _by_strength(self, problem: Problem) -> tuple[Problem, ...]:
+        """Problems of neighbouring targets that have the same `alpha`."""
+        if isinstance(self.alpha, Real):
+            return (problem,)
+        blocks, strengths = problem.blocks, as_numbers(self.alpha)
+        if len(strengths) != blocks.n_targets:
+            raise ValueError(
+                f"alpha holds {len(strengths)} numbers, but y has {blocks.n_targets} targets. Give one "
+                "number for each, or one for all."
+            )
+        starts = [0, *(np.flatnonzero(np.diff(strengths)) + 1).tolist(), len(strengths)]
+        return tuple(
+            self._problem_of(blocks.with_targets(blocks.y[:, start:stop]), float(strengths[start]))
+            for start, stop in pairwise(starts)
+        )
 
     def _accumulated(self, blocks: RowBlocks, n_parts: int) -> list[ExactMoments]:
         """Moments of the rows given before, of each part of the targets."""

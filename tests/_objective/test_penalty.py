@@ -3,8 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import sparse
 from scipy.optimize import lsq_linear
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import KFold
 
 from torchlinreg import TorchLinearRegressor, TorchLinearRegressorCV, regularization_path
@@ -206,3 +208,71 @@ def test_features_that_cannot_be_excluded(options, words):
 def test_factors_are_numbers_from_0_on(factor):
     with pytest.raises(ValueError, match="penalty_factor must hold numbers from 0"):
         TorchLinearRegressor(penalty_factor=[1.0, factor, 1.0, 1.0]).fit(*problem(0))
+
+
+def as_tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+STRENGTHS = [0.1, 0.1, 3.0, 0.0]
+
+
+def four_targets(n_samples=60):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n_samples, 3)) + 5
+    return X, X @ rng.standard_normal((3, 4)) + rng.standard_normal((n_samples, 4))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.asarray, pd.Series, as_tensor])
+def test_each_target_has_its_own_ridge(kind):
+    X, Y = four_targets()
+    weight = np.linspace(0.5, 2, len(X))
+    reg = TorchLinearRegressor(alpha=kind(STRENGTHS)).fit(X, Y, weight)
+    truth = Ridge(alpha=np.array(STRENGTHS) * weight.sum(), solver="svd").fit(X, Y, weight)
+    np.testing.assert_allclose(reg.coef_, truth.coef_, rtol=1e-10)
+    np.testing.assert_allclose(reg.intercept_, truth.intercept_, rtol=1e-10)
+    half = len(X) // 2
+    parts = TorchLinearRegressor(alpha=kind(STRENGTHS))
+    for rows in (slice(0, half), slice(half, None)):
+        parts.partial_fit(X[rows], Y[rows], weight[rows])
+    np.testing.assert_allclose(parts.coef_, truth.coef_, rtol=1e-10)
+
+
+@pytest.mark.parametrize("n_samples", [60, 3])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"l1_ratio": 1.0},
+        {"positive": True},
+        {"loss": "huber"},
+        {"loss": "quantile", "l1_ratio": 0.5},
+        {"penalty_factor": [1, 2, 0.5]},
+    ],
+    ids=lambda parameters: next(iter(parameters)),
+)
+def test_each_target_has_its_own_strength(parameters, n_samples):
+    """Targets do not meet in the objective, so that each is as fitted alone."""
+    X, Y = four_targets(n_samples)
+    strengths = [0.1, 0.1, 3.0, 0.5]
+    reg = TorchLinearRegressor(alpha=strengths, **parameters).fit(X, Y)
+    for k, alpha in enumerate(strengths):
+        alone = TorchLinearRegressor(alpha=alpha, **parameters).fit(X, Y[:, k])
+        np.testing.assert_allclose(reg.coef_[k], alone.coef_, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "solver", "words"),
+    [
+        ([1.0, 2.0], "auto", "2 numbers, but y has 4 targets"),
+        ([[1.0] * 4], "auto", "one for each target"),
+        ([1.0, np.nan, 1.0, 1.0], "auto", "must be a finite number"),
+        ([1.0, -1.0, 1.0, 1.0], "auto", "0 or more"),
+        (["1"] * 4, "auto", "array of such numbers"),
+        ([], "auto", "must be a finite number"),
+        ([1.0, 2.0, 3.0, 4.0], "adam", "all targets share it"),
+    ],
+)
+def test_strengths_are_refused(alpha, solver, words):
+    X, Y = four_targets()
+    with pytest.raises(ValueError, match=words):
+        TorchLinearRegressor(alpha=alpha, solver=solver).fit(X, Y)
