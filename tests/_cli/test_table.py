@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from torchlinreg._cli.table import InputError, read_table, select
@@ -220,6 +221,18 @@ def test_what_is_no_table_is_refused(write, content, words):
     line = refusal()
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zip"])
+def test_compressed_files_are_read_and_damaged_ones_refused(write, ending):
+    name = f"data.csv.{ending}"
+    pd.DataFrame({"x": range(9), "y": range(9)}).to_csv(name, index=False)
+    assert read_table(name).columns == "x, y"
+    whole = Path(name).read_bytes()
+    for damaged in (whole[:25], b"x,y\n1,2\n", whole[:20] + bytes(20) + whole[40:]):
+        Path(name).write_bytes(damaged)
+        with pytest.raises(InputError, match=name):
+            read_table(name)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ No column is left out, and none is taken in, without a word: a cell that is no n
 its whole column is text, and a column that the header does not name is an index, empty, or refused.
 """
 
+import lzma
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,7 +118,8 @@ def read_cells(path: str) -> "pd.DataFrame":
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: cannot be read as CSV: {one_line(error)}; save it as UTF-8") from error
-    except ValueError as error:  # EmptyDataError is one
+    # EmptyDataError is a ValueError; the others come from damaged compressed files.
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: cannot be read as CSV: {one_line(error)}") from error
 
 
@@ -144,7 +148,7 @@ def select(table: Table, *, target: str, features: Sequence[str] | None, weight:
             f"--target, --weight and --features must name different columns, got "
             f"{', '.join(map(repr, chosen))}"
         )
-    numbers = to_numbers(table, chosen)
+    numbers = to_numbers(table, chosen, "mend these cells, or choose other columns with --features")
     sample_weight = None
     if weight is not None:
         sample_weight = numbers[weight]
@@ -206,7 +210,7 @@ def is_text(cells: "pd.Series") -> bool:
     return any(str(cell).strip() for cell in cells)
 
 
-def to_numbers(table: Table, columns: Sequence[str]) -> "pd.DataFrame":
+def to_numbers(table: Table, columns: Sequence[str], advice: str = "mend these cells") -> "pd.DataFrame":
     """Return `columns` as float64, or refuse, naming every cell that is no finite number."""
     import pandas as pd
 
@@ -223,8 +227,7 @@ def to_numbers(table: Table, columns: Sequence[str]) -> "pd.DataFrame":
             faults.append(f"column {name!r} has {', '.join(examples[:3])}{more} in {rows(bad)}")
     if faults:
         raise InputError(
-            f"{table.source}: {'; '.join(faults)}; every value must be a finite number: "
-            "mend these cells, or choose other columns with --features"
+            f"{table.source}: {'; '.join(faults)}; every value must be a finite number: {advice}"
         )
     return pd.DataFrame(numbers, table.named.index)
 
