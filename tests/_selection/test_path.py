@@ -279,3 +279,22 @@ def test_not_finite(data, loss):
     X[3, 2] = np.nan
     with pytest.raises(ValueError, match="contains NaN"):
         regularization_path(X, y, loss=loss, alphas=3)
+
+
+def test_a_wide_path_decomposes_no_more_columns_than_rows(monkeypatch):
+    """Columns of fewer rows depend on each other: eigenvalues of their products would take longest."""
+    sizes = []
+    eigenvalues = np.linalg.eigvalsh
+    monkeypatch.setattr(
+        np.linalg, "eigvalsh", lambda matrix: sizes.append(len(matrix)) or eigenvalues(matrix)
+    )
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20, 200))
+    y = X[:, 0] + rng.standard_normal(20)
+    path = regularization_path(X, y, alphas=10)
+    assert max(sizes, default=0) <= 20
+    for alpha, coef, intercept in zip(path.alphas, path.coefs, path.intercepts, strict=True):
+        residual = y - X @ coef - intercept
+        pull = X.T @ residual / 20  # the residuals sum to 0
+        np.testing.assert_allclose(pull[coef != 0], alpha * np.sign(coef[coef != 0]), rtol=1e-9)
+        assert np.abs(pull).max() <= alpha * (1 + 1e-9)

@@ -31,6 +31,7 @@ class Standardised:
     scale: np.ndarray  # of the frame; shape: (n_features + n_targets,)
     square: np.ndarray  # in the frame, about its shift; shape: (n_features + n_targets,)
     roundoff: float  # rounding error of the products about the shift, relative to the columns' norms about it
+    rank: int  # that the number of rows allows at most
 
     @cached_property
     def unit(self) -> np.ndarray:
@@ -66,7 +67,9 @@ class Standardised:
 
     @cached_property
     def smallest(self) -> float:
-        """The smallest eigenvalue of `gram`, at least 0."""
+        """The smallest eigenvalue of `gram`, at least 0, which it is for fewer rows than features."""
+        if self.rank < len(self.gram):
+            return 0.0
         return max(float(np.linalg.eigvalsh(self.gram)[0]), 0.0)
 
     def is_conditioned(self, eigenvalue: float, among: np.ndarray | None = None) -> bool:
@@ -112,4 +115,5 @@ def standardised(moments: Moments, n_features: int, fit_intercept: bool) -> Stan
         scale=scale,
         square=square,
         roundoff=moments.roundoff,
+        rank=moments.n_samples - fit_intercept,
     )

@@ -22,7 +22,7 @@ from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_distance import shortest_within
 from torchlinreg._solvers.least_squares.basis import DEPENDENT
 from torchlinreg._solvers.least_squares.dual import is_wide
-from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES, null_space
+from torchlinreg._solvers.null_space import null_space
 from torchlinreg._solvers.penalised.active_set import measured
 
 # The ridge that decides among optima of different predictions, relative to the spread of y.
@@ -69,18 +69,13 @@ def with_least_norm(
             return solution
         coef[:, target] = new
         intercept[target] += (ties.center @ (old - new)).sum()
-    if problem.loss.kind != "quadratic" or (moments is None and _is_too_wide(problem)):
+    if problem.loss.kind != "quadratic":
         return _told(replace(solution, coef=coef, intercept=intercept))
     found = measured(problem, coef, tol, moments)
     if found.status is not Status.OPTIMAL:
         return solution
     found = replace(found, coef=coef, intercept=intercept, n_iter=solution.n_iter, solver=solution.solver)
     return _told(found)
-
-
-def _is_too_wide(problem: Problem) -> bool:
-    """Whether moments would be far larger than the rows, by which coefficients were moved."""
-    return problem.blocks.n_features > MOST_WIDE_FEATURES and is_wide(problem)
 
 
 def _told(solution: Solution) -> Solution:

@@ -2,7 +2,8 @@
 
 With at least as many rows as features one pass gives the moments, and the rest is `minimise_quadratic`. With
 fewer rows, the p x p Gram matrix is never formed: working sets of columns are gathered and solved, and a pass
-over the rows finds the columns that do not satisfy the optimality conditions, until there are none.
+over the rows finds the columns that do not satisfy the optimality conditions, until there are none. Where
+bounds, and no l1, leave most coefficients off 0, the dual has a variable for each row.
 
 How far the objective may be above its minimum follows from the measured rounding of the products and the
 condition of the columns in use. Where that is above `tol`, `refine` improves and measures the fit on rows.
@@ -23,8 +24,8 @@ from torchlinreg._moments.moments import Frame, choose_frame, largest_magnitudes
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers.least_distance import MAX_PROXIMAL, closest_within
 from torchlinreg._solvers.least_squares.dual import is_wide
-from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES
 from torchlinreg._solvers.penalised.bounded import Bounded, solve_bounded
 from torchlinreg._solvers.penalised.quadratic import (
     QuadraticMinimum,
@@ -71,18 +72,20 @@ def solve_active_set(problem: Problem, tol: float, max_iter: int | None) -> Solu
     """Minimise the squared error with an elastic net penalty and bounds; `n_iter` counts passes over rows."""
     blocks, penalty = problem.blocks, problem.penalty
     n_unrested = int((~_rests_at_zero(penalty)).sum())
-    if blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples:
-        solution = _solve_by_working_sets(problem, tol, max_iter)
+    few_move = blocks.n_features > blocks.n_samples and 2 * n_unrested < blocks.n_samples
+    many_move = is_wide(problem) and not penalty.l1.any() and (penalty.l2.any() or not few_move)
+    if few_move or many_move:
+        solve = _solve_by_rows if many_move else _solve_by_working_sets
+        solution = solve(problem, tol, max_iter)
         small = 8 * blocks.n_features**2 <= MOMENTS_BYTES
         if solution.status is not Status.STUCK or not small:
             return solution
         data = centred(problem.standardised)
         refined = _refined(problem, data, OfRows(problem, data), solution.coef, tol, max_iter)
         return replace(refined, n_iter=solution.n_iter + 1 + refined.n_iter)
-    if blocks.n_features <= MOST_WIDE_FEATURES or not is_wide(problem):
-        bounded = solve_bounded(problem, tol, max_iter)
-        if bounded is not None:
-            return _certified(problem, bounded, tol, max_iter)
+    bounded = solve_bounded(problem, tol, max_iter)
+    if bounded is not None:
+        return _certified(problem, bounded, tol, max_iter)
     return _solve_by_moments(problem, tol, max_iter)
 
 
@@ -97,6 +100,8 @@ def _certified(problem: Problem, bounded: Bounded, tol: float, max_iter: int | N
 
 def measured(problem: Problem, coef: np.ndarray, tol: float, moments: ExactMoments | None = None) -> Solution:
     """Coefficients with a bound from the rows, or from `moments` where these are gone."""
+    if moments is None and is_wide(problem) and not problem.penalty.l1.any():
+        return _HeldRows.of(problem).measured(problem, coef, tol)
     data = centred(problem.standardised)
     source = OfRows(problem, data) if moments is None else OfMoments(moments, data, problem.fit_intercept)
     return _refined(problem, data, source, coef, tol, 0)
@@ -525,6 +530,75 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
         status = Status.OPTIMAL if optimality <= max(tol, LEAST_GAP) else Status.STUCK
     proven = _are_proven(candidate.values, gaps, targets.spread)
     return _solution(coef, intercept, optimality, status, n_passes, proven)
+
+
+def _solve_by_rows(problem: Problem, tol: float, max_iter: int | None) -> Solution:
+    """Bounds and at most a ridge; all rows are held at once, as float64, but no products of columns."""
+    held = _HeldRows.of(problem)
+    limit = MAX_PROXIMAL if max_iter is None else max(1, max_iter)
+    coef = np.empty((len(held.unit), len(held.inside)))
+    for k, (part, right) in enumerate(zip(held.inside, held.weighted.T, strict=True)):
+        found = closest_within(held.columns.T, right, part.l2, part.lower, part.upper, limit)
+        coef[:, k] = in_users_units(found, part, problem.penalty, held.unit, held.targets.unit[k])
+    return held.measured(problem, coef, tol)
+
+
+@dataclass(frozen=True)
+class _HeldRows:
+    """All columns, centred, in units of their spread, and what is fitted to them."""
+
+    columns: np.ndarray  # shape: (n_features, n_samples); see _Columns.gather
+    center: np.ndarray  # in the user's units, 0 without intercept; shape: (n_features,)
+    unit: np.ndarray  # the spreads, 1 where they are 0, in the user's units; shape: (n_features,)
+    targets: _Targets
+    weighted: np.ndarray  # the targets times sqrt(share); shape: (n_samples, n_targets)
+    inside: list[Penalty]  # of each target
+
+    @staticmethod
+    def of(problem: Problem) -> _HeldRows:
+        """Those of a problem, of few rows."""
+        source, targets, _ = _open(problem)
+        columns, mean, spread = source.gather(np.arange(problem.blocks.n_features))
+        weighted = np.sqrt(source.share.cpu().numpy())[:, None] * targets.values
+        unit = np.where(spread > 0, spread, 1.0) / source.scale
+        center = source.frame.shift.cpu().numpy()[1 : 1 + len(unit)] + mean / source.scale
+        inside = [in_units(problem.penalty, unit, target) for target in targets.unit]
+        center = center if problem.fit_intercept else np.zeros_like(center)
+        return _HeldRows(columns, center, unit, targets, weighted, inside)
+
+    def measured(self, problem: Problem, coef: np.ndarray, tol: float) -> Solution:
+        """Coefficients in the user's units with a bound on how far their objective is above its minimum."""
+        targets = self.targets
+        scaled = coef * self.unit[:, None] / targets.unit
+        left = self.weighted - self.columns.T @ scaled
+        products = self.columns @ left
+        values, gaps, constants = np.empty((3, len(self.inside)))
+        for k, part in enumerate(self.inside):
+            values[k] = left[:, k] @ left[:, k] / 2 + part.value(scaled[:, k])
+            gaps[k] = _gap_within(scaled[:, k], products[:, k], part, values[k])
+            resting = np.clip(0.0, part.lower, part.upper)
+            away = self.weighted[:, k] - resting @ self.columns
+            constants[k] = 0.5 if targets.spread[k] > 0 else away @ away / 2 + part.value(resting)
+        intercept = targets.center - self.center @ coef
+        rounding = rounding_of_model(self.center, self.unit, coef, intercept) / targets.unit
+        gaps = np.minimum((np.sqrt(2 * gaps) + rounding) ** 2, (np.sqrt(2 * values) + rounding) ** 2) / 2
+        optimality = relative(gaps, values, constants, targets.unit)
+        status = Status.OPTIMAL if optimality <= max(tol, LEAST_GAP) else Status.STUCK
+        if not problem.fit_intercept:
+            intercept = np.zeros_like(intercept)
+        proven = _are_proven(values, gaps, targets.spread)
+        return _solution(coef, intercept, optimality, status, 2, proven)
+
+
+def _gap_within(coef: np.ndarray, gradient: np.ndarray, penalty: Penalty, value: float) -> float:
+    """How far the objective is above its minimum, at most.
+
+    No coefficient is larger there than alone would make predictions as large as the target, with a factor of
+    10 for cancellation, or than the penalty lets it be; see `_gaps_outside`.
+    """
+    by_penalty = np.divide(2 * value, penalty.l2, out=np.full_like(coef, 100.0), where=penalty.l2 > 0)
+    largest = np.maximum(np.sqrt(np.minimum(by_penalty, 100.0)), np.abs(coef))
+    return duality_gap(coef, -gradient, penalty, largest)
 
 
 def _empty_set(n_samples: int) -> _WorkingSet:

@@ -46,6 +46,8 @@ MAX_STEPS = 12
 UNTHREADED = 200
 # Predictions from a root are corrected twice, since the first ones may be far larger than the last.
 CORRECTIONS = 3
+# Of a coefficient in so many that is not zero, products copy the rows: 30 of 2500 take 0.1 ms instead of 6.
+FEW_ROWS = 4
 # So few coefficients leave the descent little to do.
 FEW = 32
 
@@ -237,9 +239,12 @@ class _Task:
 
     def product(self, coef: np.ndarray) -> np.ndarray:
         """The Hessian times a vector."""
-        if self.triangle is None:
-            return self.hessian @ coef
-        return self.triangle.T @ (self.triangle @ coef)
+        if self.triangle is not None:
+            return self.triangle.T @ (self.triangle @ coef)
+        used = coef.nonzero()[0]
+        if FEW_ROWS * len(used) < len(coef):
+            return coef[used] @ self.hessian[used]
+        return self.hessian @ coef
 
     def with_ridge(self, ridge: np.ndarray) -> _Task:
         """The quadratic with this added to its diagonal."""
@@ -276,9 +281,9 @@ class _Task:
         right = self.linear[free] - sign * self.kink[free]
         if self.triangle is None:
             if coef.any():
-                right -= (self.hessian @ coef)[free]
+                right -= self.product(coef)[free]
             coef[free] = _solve(factor, right)
-            return coef, self.linear - self.hessian @ coef, self.rounding(coef)
+            return coef, self.linear - self.product(coef), self.rounding(coef)
         predictions = self.triangle @ coef
         total = np.zeros(len(free))
         for _ in range(CORRECTIONS if len(free) else 0):
@@ -497,9 +502,9 @@ def _refined(task: _Task, point: _Point, factor: _Factor) -> tuple[np.ndarray, n
         return coef, gradient, rounding
     coef = point.coef.copy()
     if len(free):
-        residual = (task.linear - task.hessian @ coef)[free] - point.sign * task.kink[free]
+        residual = (task.linear - task.product(coef))[free] - point.sign * task.kink[free]
         coef[free] = np.clip(coef[free] + _solve(factor, residual), low, high)
-    return coef, task.linear - task.hessian @ coef, task.rounding(coef)
+    return coef, task.linear - task.product(coef), task.rounding(coef)
 
 
 def _point_of(task: _Task, coef: np.ndarray) -> _Point:
