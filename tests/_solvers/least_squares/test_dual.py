@@ -119,3 +119,22 @@ def test_a_wide_fit_writes_its_rows_a_few_times_only(alpha, offset):
     with TensorWork() as work:
         TorchLinearRegressor(alpha=alpha).fit(X, y)
     assert work.n_numbers < 20 * X.size
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("unit", [1e-10, 1e-20, 1e-30, 1e-60, 1e-120])
+def test_least_norm_across_units(unit, fit_intercept):
+    """Rounding of null vectors must not make the huge coefficient of a column in a tiny unit smaller."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, 3))
+    third = 3 * x[:, 0]  # rounded, so that null vectors are so, too
+    columns = [x[:, 0], unit * x[:, 1], x[:, 0], third, x[:, 2], x[:, 2] * unit]
+    X = np.column_stack([*columns, *np.zeros((5, 9))])
+    y = x @ [2.0, 3.0, 4.0] + 7.0 * fit_intercept
+    reg = TorchLinearRegressor(solver="dual", fit_intercept=fit_intercept).fit(X, y)
+    assert reg.rank_ == 3
+    # 2 = c (1 + 1 + 9), all in proportion; the column in the tiny unit repeats another and is worth nothing.
+    expected = np.array([2 / 11, 3 / unit, 2 / 11, 6 / 11, 4.0])
+    np.testing.assert_allclose(reg.coef_[:5], expected, rtol=1e-10)
+    assert abs(reg.coef_[5] * unit) <= max(1.0, 4 * unit)
+    assert not reg.coef_[6:].any()

@@ -32,7 +32,7 @@ from torchlinreg._moments.wide import PIECE_BYTES, WideRows
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
-from torchlinreg._solvers.least_squares.basis_fit import UNCERTAIN, BasisFit
+from torchlinreg._solvers.least_squares.basis_fit import ALLOWED_OF_Y, UNCERTAIN, BasisFit
 from torchlinreg._solvers.least_squares.minimum_norm import shortest_of_transfer
 from torchlinreg._solvers.least_squares.normal_equations import (
     SLOWEST_REFINEMENT,
@@ -359,24 +359,32 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
     full = np.zeros((blocks.n_features, blocks.n_targets))
     status = Status.MINIMUM_NORM if len(dependent) else Status.OPTIMAL
     if len(dependent):
-        transfers, intercepts = [], []
-        for start in range(0, len(dependent), RESPONSES_AT_ONCE):
-            part = fit(X[:, dependent[start : start + RESPONSES_AT_ONCE]])
-            transfer, offset = part.in_user_units()
-            error = max(error, part.error)
-            transfers.append(transfer)
-            intercepts.append(offset)
+        parts = [
+            fit(X[:, dependent[start : start + RESPONSES_AT_ONCE]])
+            for start in range(0, len(dependent), RESPONSES_AT_ONCE)
+        ]
         # Dependent columns are ``offset + X_chosen @ transfer``, so that their coefficients d leave
-        # ``coef - transfer @ d`` to the others.
-        transfer = dd.negative(_side_by_side(transfers))
-        moved = shortest_of_transfer(coef, transfer)
-        if moved is None:
-            status = Status.NEARLY_DEPENDENT
-        else:
-            coef, rest = moved
-            of_rest = dd.matmul(_side_by_side(intercepts), rest)
-            intercept = dd.add(intercept, dd.negative(of_rest))
-            full[dependent] = rest[0] + rest[1]
+        # ``coef - transfer @ d`` to the others. Errors relative to each term do not matter: many terms are 0
+        # but for rounding, and `change` measures what they are off by together.
+        explained = [part.in_user_units() for part in parts]
+        transfer, offset = (_side_by_side([part[k] for part in explained]) for k in (0, 1))
+        length, spread = (torch.linalg.vector_norm(columns, dim=0).cpu().numpy() for columns in (X, centred))
+        transfer = _cleaned(dd.negative(transfer), length[chosen], length[dependent])
+        of_chosen = torch.from_numpy(transfer[0]).to(X.device)
+        left = X[:, dependent] + X[:, chosen] @ of_chosen - torch.from_numpy(offset[0]).to(X.device)
+        change = torch.linalg.vector_norm(left, dim=0).cpu().numpy()
+        allowed = ALLOWED_OF_Y * torch.linalg.vector_norm(blocks.y, dim=0).cpu().numpy()
+        # ... or what rounds the predictions.
+        allowed += 4 * EPS * np.sqrt(((coef[0] * length[chosen, None]) ** 2).sum(0))
+        status = Status.NEARLY_DEPENDENT
+        for unit in (np.ones(len(spread)), np.exp2(np.round(np.log2(np.where(spread > 0, spread, 1.0))))):
+            moved = _shortest_in(unit[chosen, None], unit[dependent, None], coef, transfer)
+            if moved is not None and not (np.abs(moved[1][0]).T @ change > allowed).any():
+                coef, rest = moved
+                intercept = dd.add(intercept, dd.negative(dd.matmul(offset, rest)))
+                full[dependent] = rest[0] + rest[1]
+                status = Status.MINIMUM_NORM if (unit == 1).all() else status
+                break
     full[chosen] = coef[0] + coef[1]
     return Solution(
         coef=full,
@@ -388,6 +396,25 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
         n_iter=3,
         error=error,
     )
+
+
+def _cleaned(transfer: DoubleDouble, length: np.ndarray, own_length: np.ndarray) -> DoubleDouble:
+    """A transfer without terms below the rounding of the data."""
+    terms = np.abs(transfer[0]) * length[:, None]
+    small = terms <= EPS * np.sqrt((terms**2).sum(0) + own_length**2)
+    return np.where(small, 0.0, transfer[0]), np.where(small, 0.0, transfer[1])
+
+
+def _shortest_in(
+    unit: np.ndarray, own_unit: np.ndarray, coef: DoubleDouble, transfer: DoubleDouble
+) -> tuple[DoubleDouble, DoubleDouble] | None:
+    """`shortest_of_transfer` of coefficients times units, which are powers of two."""
+    scaled = transfer[0] * unit / own_unit.T, transfer[1] * unit / own_unit.T
+    found = shortest_of_transfer((coef[0] * unit, coef[1] * unit), scaled)
+    if found is None or not all(np.isfinite(part[0]).all() for part in found):
+        return None
+    first, rest = found
+    return (first[0] / unit, first[1] / unit), (rest[0] / own_unit, rest[1] / own_unit)
 
 
 def _side_by_side(parts: list[DoubleDouble]) -> DoubleDouble:

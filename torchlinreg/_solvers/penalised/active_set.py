@@ -582,7 +582,7 @@ class _HeldRows:
         intercept = targets.center - self.center @ coef
         rounding = rounding_of_model(self.center, self.unit, coef, intercept) / targets.unit
         gaps = np.minimum((np.sqrt(2 * gaps) + rounding) ** 2, (np.sqrt(2 * values) + rounding) ** 2) / 2
-        optimality = relative(gaps, values, constants, targets.unit)
+        optimality = relative(gaps, values, constants)
         status = Status.OPTIMAL if optimality <= max(tol, LEAST_GAP) else Status.STUCK
         if not problem.fit_intercept:
             intercept = np.zeros_like(intercept)
