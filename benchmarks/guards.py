@@ -445,7 +445,7 @@ def _difference(trial: Trial, solutions: Sequence[Solution], unit: Array) -> str
             (other.coef[:, target] * unit, float(other.intercept[target])),
         ]
         residuals = [exact.residual(*model) for model in models]
-        apart = max(abs(a - b) for a, b in zip(*residuals, strict=True))
+        apart = max(abs(a - b) for a, b, w in zip(*residuals, exact.share, strict=True) if w)
         roundings = [exact.rounding_of(*model) for model in models]
         low = [exact.objective(*model, slack) for model, slack in zip(models, roundings, strict=True)]
         high = [exact.objective(*model, -slack) for model, slack in zip(models, roundings, strict=True)]
@@ -679,8 +679,9 @@ class _Polish:
         self.size = max(_rounded(max(abs(y - best) for y in exact.y)), np.finfo(float).tiny)
         self.r0 = np.array([_rounded(r / Fraction(self.size)) for r in residual])
         self.null = _rounded(exact.of_constant)
-        penalty, unit = exact.penalty, self.unit / self.size
+        penalty = exact.penalty
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            unit = self.unit / self.size
             b0, lower, upper = coef * unit, penalty.lower * unit, penalty.upper * unit
             l1, l2 = penalty.l1 / unit / self.null, penalty.l2 / unit**2 / self.null
         constant = np.ones((n, 1)) * exact.trial.fit_intercept

@@ -331,3 +331,14 @@ def test_objectives_of_large_coefficients_that_cancel():
     exact = ExactElasticNet(X, y, problem.penalty, weight)
     value = float(exact.objective(found.coef[:, 0], found.intercept) / exact.square)
     np.testing.assert_allclose(found.values[0], value, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("seed", "offset"), [(8, 3e9), (62, 3e9), (94, 1e9), (128, 1e9), (140, 1e9)])
+def test_a_certificate_counts_the_rounding_of_the_mean_of_y(seed, offset):
+    """Indicators, whose products are exact; far from 0, an intercept is off by up to a unit of rounding."""
+    rng = np.random.default_rng(seed)
+    X = np.eye(3)[rng.integers(0, 3, 8)]
+    y = offset * (1 + rng.random()) + X @ rng.standard_normal(3)
+    weight = rng.uniform(0.5, 3, 8) if seed % 2 else None
+    reg = TorchLinearRegressor(alpha=0.004, l1_ratio=1.0).fit(X, y, weight)
+    check(X, y, elastic_net(0.004, 1.0, 3), reg.status_, reg.coef_, reg.intercept_, weight)

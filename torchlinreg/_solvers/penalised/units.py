@@ -45,8 +45,8 @@ def rounding_of_model(
     """What rounding coefficients and intercepts makes of the predictions of each target, in its units.
 
     Coefficients have shape (..., n_features, n_targets). A product, and a sum of so many terms, mostly round
-    in both directions.
+    in both directions. The mean of y, rounded as well, is at most the intercept and that sum together.
     """
     size = np.abs(coef)
-    share = (2 + coef.shape[-2] ** 0.5) * EPS
-    return share * (np.abs(center) @ size) + EPS * (np.abs(intercept) + spread @ size)
+    share = (3 + coef.shape[-2] ** 0.5) * EPS
+    return share * (np.abs(center) @ size) + EPS * (2 * np.abs(intercept) + spread @ size)
