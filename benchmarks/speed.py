@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +24,7 @@ import scipy.sparse
 import torch
 from sklearn.linear_model import LinearRegression, Ridge
 
-from benchmarks import dependent, peak_memory
+from benchmarks import cliffs, dependent, peak_memory
 from benchmarks.environment import describe
 from benchmarks.libraries import LIBRARIES, OURS, Kind, Library, ours, ours_from_host, unfit_reason
 from benchmarks.synthetic import Data, Reference, Shape, Solution, make_data, parse_shape, reference
@@ -57,9 +57,10 @@ SHAPES = {
     "sparse": "1e5x200",
     "predict": "25x1,1000x10,1e6x10,1e6x100",
     "dependent": "",  # has cases of its own, in benchmarks.dependent
+    "cliffs": "",  # in benchmarks.cliffs
     "memory": "1e6x100",
 }
-CPU_ONLY = ("weighted", "sparse", "dependent", "memory")
+CPU_ONLY = ("weighted", "sparse", "dependent", "cliffs", "memory")
 # Residual sums of squares of dependent columns, relative to the least: rivals stop early.
 DEPENDENT_TOLERANCE = 1e-2
 MEMORY_LIBRARIES = (OURS, "LinearRegression", "Ridge", "sklearnex")
@@ -465,7 +466,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     for part, shape in _cases(options):
         if isinstance(shape, str):
-            report["cases"].append(_dependent_case(shape, options))
+            hold = _cliff_case if part == "cliffs" else _dependent_case
+            report["cases"].append(hold(shape, options))
         elif part == "memory":
             report["memory"].append(_memory_case(shape))
         else:
@@ -517,10 +519,11 @@ def _shapes(text: str) -> list[Shape]:
 
 
 def _cases(options: argparse.Namespace) -> Iterator[tuple[str, Shape | str]]:
-    """The parts and shapes that were asked for, names of cases of dependent columns."""
+    """The parts and shapes that were asked for, names where a part has cases of its own."""
+    named: dict[str, Iterable[str]] = {"dependent": dependent.CASES, "cliffs": cliffs.CLIFFS}
     for part in options.parts:
-        if part == "dependent":
-            yield from ((part, name) for name in dependent.CASES)
+        if part in named:
+            yield from ((part, name) for name in named[part])
             continue
         for shape in options.shapes or _shapes(SHAPES[part]):
             yield part, shape
@@ -604,6 +607,37 @@ def _dependent_case(name: str, options: argparse.Namespace) -> dict[str, Any]:
         ],
     }
     print_timings(f"dependent {name}", case["timings"])
+    return case
+
+
+def _cliff_case(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Hold the contest of a shape that may take long."""
+    cliff = cliffs.CLIFFS[name]
+    X, y = cliff.draw(np.random.default_rng(SEED))
+    error = cliffs.prediction_error(cliff, X, y)
+    timings = hold_contest(
+        [
+            Contestant(OURS, "ours", lambda: cliff.ours(X, y), error),
+            Contestant(cliff.rival, "estimator", lambda: cliff.fit_rival(X, y), error),
+        ],
+        tolerance=TOLERANCE["float64"],
+        rounds=options.rounds,
+        budget_s=options.budget,
+    )
+    target = f"at most {cliff.limit:g} times {cliff.rival}"
+    rival = timings[1]
+    case: dict[str, Any] = {
+        "part": "cliffs",
+        "shape": name,
+        "n_samples": X.shape[0],
+        "n_features": X.shape[1],
+        "dtype": "float64",
+        "density": None,
+        "tolerance": TOLERANCE["float64"],
+        "timings": [timing.record() for timing in timings],
+        "targets": [_verdict(target, rival, 1 / cliff.limit)] if rival.ratio else [],
+    }
+    print_timings(f"cliffs {name}", case["timings"])
     return case
 
 

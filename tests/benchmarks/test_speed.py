@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reference.fake_clock import TICK_S, put_on_fake_clock
 
-from benchmarks import libraries, peak_memory, readme_tables, speed
+from benchmarks import cliffs, libraries, peak_memory, readme_tables, speed
 from benchmarks.environment import describe
 from benchmarks.libraries import LIBRARIES, OURS, Library
 from benchmarks.synthetic import (
@@ -271,3 +271,13 @@ def test_command_line_errors_say_what_to_give(
     with pytest.raises(SystemExit, match="2"):
         speed.main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_cliffs_are_judged_by_predictions():
+    X, y = cliffs.normal(6, 20)(np.random.default_rng(0))
+    box = cliffs.CLIFFS["box 5x20000"]
+    assert cliffs.prediction_error(box, X, y)(box.ours(X, y)) < 1e-12
+    path = cliffs.CLIFFS["path 30x2500"]
+    error = cliffs.prediction_error(path, X, y)
+    assert error(path.ours(X, y)) < 1e-10
+    assert error(path.ours(X, y + X[:, 0])) > 1e-3

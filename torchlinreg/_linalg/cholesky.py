@@ -60,8 +60,8 @@ class Factor:
         return (self.shift + self.offset) / self.norm
 
     @cached_property
-    def mean_gains(self) -> tuple[float, float]:
-        """How errors of the normal equations and of the predictions reach the intercept.
+    def mean_gains(self) -> tuple[float, float, float]:
+        """How errors of the columns' normal equations, its own one and the predictions reach the intercept.
 
         Through the coefficients, with the columns' means, and through the mean residual.
         """
@@ -69,7 +69,7 @@ class Factor:
         directly = self.weight_sum**-0.5
         # The square of upper @ solved, since solved was made by solving upper.T @ upper @ solved = means.
         predicted = max(0.0, float(self.means @ solved))
-        return float(solved @ solved) ** 0.5 + directly, predicted**0.5 + directly
+        return float(solved @ solved) ** 0.5, directly, predicted**0.5 + directly
 
     def energy(self, change: np.ndarray) -> np.ndarray:
         """Norm of the centred predictions' change, per response; what refinement shrinks at a steady rate.

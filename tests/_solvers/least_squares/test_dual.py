@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import torch
+from reference.tensor_work import TensorWork
 
 from benchmarks.problems import make_problem
-from tests.reference.tensor_work import TensorWork
 from torchlinreg import TorchLinearRegressor
 
 N_SAMPLES, N_FEATURES = 9, 30

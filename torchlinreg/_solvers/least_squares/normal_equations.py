@@ -17,7 +17,7 @@ import numpy as np
 
 from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.cholesky import MAX_REFINEMENTS, DoubleDouble, Factor, cholesky, solve_upper
-from torchlinreg._linalg.gram import EPS
+from torchlinreg._linalg.gram import EPS, LONGEST_SUM
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import DEPTHS, Depth
 from torchlinreg._moments.moments import Frame, shift_and_scale
@@ -37,6 +37,7 @@ class Errors(NamedTuple):
     """Estimates of how far off a fit is, per response."""
 
     gram: np.ndarray | float  # of each normal equation of unit columns; independent of those of the others
+    mean: np.ndarray | float  # of the intercept's
     rows: np.ndarray | float  # of the predictions, in norm
     coef: float  # of the coefficients as they are held, relative to them
 
@@ -80,7 +81,8 @@ class Fit:
         """Those that refinement left, or those of the moments."""
         if self.refined is not None:
             return self.refined
-        return Errors(self.roundoff * self.cancellation * self.total_norm, 0.0, EPS)
+        gram = self.roundoff * self.cancellation * self.total_norm
+        return Errors(gram, gram, 0.0, EPS)
 
     @cached_property
     def rate(self) -> float:
@@ -164,8 +166,10 @@ class Fit:
         intercept = np.abs(constant + self.coef[0][0] - terms.sum(0))
         moved = np.abs(terms).sum(0)
         size = np.abs(constant) + moved + self.response_norm / np.sqrt(self.factor.weight_sum)
-        of_gram, of_rows = self.factor.mean_gains
-        uncertain = self.errors.gram * of_gram + self.errors.rows * of_rows + self.errors.coef * moved
+        errors, (of_gram, of_mean, of_rows) = self.errors, self.factor.mean_gains
+        uncertain = (
+            errors.gram * of_gram + errors.mean * of_mean + errors.rows * of_rows + errors.coef * moved
+        )
         # An intercept that is 0 but for rounding has no digits to lose.
         counted = intercept > 4 * EPS * size
         return float(np.divide(uncertain, intercept, out=np.zeros_like(size), where=counted).max())
@@ -313,18 +317,28 @@ def _with_intercept(
     return design, full
 
 
-def _after_float64(fit: Fit, gradient: np.ndarray | float, n_distinct_rows: float) -> Fit:
-    """The fit with the errors that a refinement in float64 leaves, by the gradient's in units of columns."""
-    left = gradient + fit.rate * fit.errors.gram
+def _after_float64(
+    fit: Fit, n_distinct_rows: float, columns: np.ndarray | float = 0.0, ones: np.ndarray | float = 0.0
+) -> Fit:
+    """The fit with the errors that a refinement in float64 leaves.
+
+    They are at least those of random signs, or what was measured of the gradient of unit columns and of
+    `ones`. Products of ones with residuals are of their size, and only stacks of them are summed in sequence;
+    a column may hold most of its products in one stack.
+    """
+    of_columns = np.maximum(columns, RANDOM_SIGNS * fit.residual_norm)
+    in_stacks = min(1.0, LONGEST_SUM / n_distinct_rows) ** 0.5
+    of_ones = np.maximum(ones, in_stacks * RANDOM_SIGNS * fit.residual_norm)
+    before = fit.rate * fit.errors.gram
     rows = 4 * EPS * _offset_in_norm(fit) / np.sqrt(n_distinct_rows) * fit.total_norm
-    return replace(fit, refined=Errors(left, rows, EPS**2))
+    return replace(fit, refined=Errors(of_columns + before, of_ones + before, rows, EPS**2))
 
 
 def _at_floor(fit: Fit, depth: Depth) -> Fit:
     """The fit with the errors that refinement with residuals of this depth cannot go below."""
     gram = depth.product_roundoff * fit.cancellation * fit.residual_norm
     rows = depth.residual_roundoff * fit.cancellation * fit.total_norm
-    return replace(fit, refined=Errors(gram, rows, EPS**2))
+    return replace(fit, refined=Errors(gram, gram, rows, EPS**2))
 
 
 def _cheapest_depth(fit: Fit, tol: float) -> Depth:
@@ -347,7 +361,7 @@ def _finish(
     """Refine as far as `tol` asks for, and give the solution in the user's units."""
     limit = MAX_REFINEMENTS if max_iter is None else max_iter
     if limit > 0 and not fit.reaches(tol):
-        expected = _after_float64(fit, RANDOM_SIGNS * fit.residual_norm, problem.n_distinct_rows)
+        expected = _after_float64(fit, problem.n_distinct_rows)
         if expected.reaches(tol):
             fit = _refined_in_float64(problem, fit)
             limit -= 1
@@ -364,9 +378,8 @@ def _refined_in_float64(problem: Problem, fit: Fit) -> Fit:
     first = fit.n_intercepts
     gradient[first:] -= fit.ridge[:, None] * fit.coef[0][first:]
     of_columns = (error[first:] / fit.factor.norm[:, None]).max(0, initial=0.0)
-    refined = _after_float64(
-        fit, np.maximum(of_columns, RANDOM_SIGNS * fit.residual_norm), problem.n_distinct_rows
-    )
+    of_ones = error[:first].sum(0) / fit.factor.weight_sum**0.5
+    refined = _after_float64(fit, problem.n_distinct_rows, of_columns, of_ones)
     return replace(refined, coef=dd.two_sum(fit.coef[0], fit.factor.solve(gradient)))
 
 
@@ -394,7 +407,7 @@ def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[
             rate = float(shrunk.max())
         previous = energy
         coef = dd.add(coef, (change, np.zeros_like(change)))
-        fit = replace(fit, coef=coef, refined=Errors(0.0, rate * energy, EPS**2))
+        fit = replace(fit, coef=coef, refined=Errors(0.0, 0.0, rate * energy, EPS**2))
         if fit.reaches(max(EPS / 4, 1e-3 * tol)):
             break
     floor = _at_floor(fit, depth).errors
