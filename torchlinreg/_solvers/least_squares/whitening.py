@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.linalg import qr, solve_triangular
 
 from torchlinreg._linalg.cholesky import inverse_of_upper
 from torchlinreg._moments.exact import ExactMoments
@@ -20,7 +21,7 @@ from torchlinreg._solvers.least_squares.normal_equations import (
     solve_with_fit,
 )
 
-# Singular values of wide rows below this share of the largest belong to rows that depend on each other.
+# What others leave of a wide row is rounding below this share of the features that it consists of.
 DEPENDENT_ROWS = 1e-12
 # Moments give the residuals' mean square to about 1e-15 of that of y; below this share, another pass is made.
 CANCELLED = 1e-6
@@ -174,11 +175,7 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
     root = np.sqrt(weight / weight_sum)[:, None]
     rows = (X - center) * root
     spread = np.sqrt((rows**2).sum(0))
-    _, values, right = np.linalg.svd(rows, full_matrices=False)
-    # The solver knows the rank from exact products: here, a mean far from 0 leaves its rounding.
-    kept = values > DEPENDENT_ROWS * values.max(initial=0.0)
-    kept[solution.rank :] = False
-    whitened = np.sqrt(values[kept] ** 2 + problem.penalty.l2[0])
+    directions, upper = _whitened(rows, spread, solution.rank, float(problem.penalty.l2[0]))
     centred_y = (y - target_center) * root
     residual = centred_y - rows @ solution.coef
     penalty = 2 * problem.penalty.value(solution.coef.T)
@@ -189,10 +186,30 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
         spread=spread,
         target_center=target_center,
         target_spread=np.sqrt((centred_y**2).sum(0)),
-        transform=right[kept].T / whitened,
-        inverse=right[kept] * whitened[:, None],
+        transform=solve_triangular(upper, directions.T, trans="T").T,
+        inverse=upper @ directions.T,
         cross=rows.T @ centred_y,
         scatter=None,
         rows=rows,
         floor=float(((residual**2).sum(0) + penalty).sum()) / 2,
     )
+
+
+def _whitened(
+    rows: np.ndarray, spread: np.ndarray, rank: int | None, l2: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal directions that span the rows, and U for which ``U' U`` is the Hessian along them.
+
+    By Householder reflections of the features in the order of their sizes, with pivoting among the rows, each
+    feature is rounded relative to itself, whatever the units of others (Cox and Higham 1998, Stability of
+    Householder QR factorization for weighted least squares problems).
+    """
+    by_size = np.argsort(-spread, kind="stable")
+    directions = np.zeros((len(spread), min(rows.shape)))
+    directions[by_size], factor, _ = qr(rows.T[by_size], mode="economic", pivoting=True)
+    size = (np.abs(directions) * spread[:, None]).max(0)
+    kept = np.abs(factor.diagonal()) > DEPENDENT_ROWS * size
+    kept[rank:] = False  # which is known from exact products: here, a mean far from 0 leaves its rounding
+    ridge = np.sqrt(l2) * np.eye(int(kept.sum()))
+    upper: np.ndarray = qr(np.vstack([factor[kept].T, ridge]), mode="r")[0][: len(ridge)]
+    return directions[:, kept], upper
