@@ -116,6 +116,26 @@ def test_ridge_where_test_rows_break_a_near_dependence(near, alpha):
     assert -reg.best_score_ == pytest.approx(expected, rel=DIGITS)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_columns_alike_beyond_the_rounding_of_their_products(seed):
+    """An eigenvalue that consists of rounding tells nothing of coefficients of 1e8 along it."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(17, 3))
+    X[:, 2] = X[:, 0] + 1e-13 * rng.normal(size=17)
+    y = X[:, 0] + X[:, 1] + 5e-5 * rng.normal(size=17)
+    tested = np.arange(17) < 8
+    reg = TorchLinearRegressorCV(alphas=[0.0], cv=[(~tested, tested)], scoring="r2").fit(X, y)
+    intercept, *coef = exact_ridge(X[~tested], y[~tested], 0.0)
+    values = [Fraction(value) for value in y[tested].tolist()]
+    mean = sum(values) / len(values)
+    residuals = [
+        value - intercept - sum(Fraction(a) * b for a, b in zip(row, coef, strict=True))
+        for row, value in zip(X[tested].tolist(), values, strict=True)
+    ]
+    expected = 1 - sum(each**2 for each in residuals) / sum((value - mean) ** 2 for value in values)
+    assert reg.best_score_ == pytest.approx(float(expected), abs=2e-11)
+
+
 @pytest.mark.parametrize("options", [{}, {"positive": True}, {"penalty_factor": [1, 1e-7, 1]}])
 def test_rows_that_only_the_scores_count(options):
     """What breaks the dependence has no weight, but is scored."""
@@ -220,6 +240,8 @@ CVS = [
     ShuffleSplit(2, test_size=0.3, random_state=1),
     ShuffleSplit(3, test_size=1, random_state=2),
 ]
+# Columns beyond this are refused with bounds or an l1 penalty.
+LARGEST_WITH_BOUNDS = 1e140
 SCORINGS = [
     "neg_mean_squared_error",
     "neg_mean_absolute_error",
@@ -253,6 +275,9 @@ def random_problem(seed):
         "fit_intercept": bool(rng.random() < 0.8),
         **[{"positive": True}, {"bounds": (-0.5, 0.5)}, {"bounds": (-1e6, 1e6)}, {}, {}, {}][rng.integers(6)],
     }
+    if np.abs(X).max() > LARGEST_WITH_BOUNDS:
+        options = {name: value for name, value in options.items() if name not in ("positive", "bounds")}
+        options["l1_ratio"] = 0.0
     if rng.random() < 0.2:
         options["penalty_factor"] = 10.0 ** rng.integers(-6, 3, n_features) * (rng.random(n_features) < 0.8)
     weight = rng.integers(0, 3, n_samples) + 0.25 if rng.random() < 0.25 else None

@@ -36,6 +36,8 @@ from torchlinreg.losses import Loss, as_loss
 PREDICTION_ERROR = 1e-11
 # Unit columns with a smaller eigenvalue depend on each other, or nearly so.
 DEPENDENT = 1e-6
+# Eigenvalues of the products below this many times their rounding may be rounding altogether.
+RESOLVED = 4
 # Where errors of the gradient reach predictions as less than this share of y, directions need no closer look.
 NEGLIGIBLE = 1e-12
 # The pull on each coefficient at the null model is known to so many digits, for the squared error and for
@@ -350,7 +352,7 @@ def _error_elsewhere(
     used = (minimum.pull >= -(error + reach)).nonzero()[0]
     among = used[:, None], used
     upper = cholesky(quadratic.gram[among] + np.diag(penalty.l2[used])) if reach < np.inf else None
-    return np.inf if upper is None else error * _gain(upper, np.ones(len(used)), seen[among])
+    return np.inf if upper is None else error * _gain(quadratic, upper, np.ones(len(used)), seen[among])
 
 
 def _coarse_gain(smallest: float, seen: np.ndarray) -> float:
@@ -358,13 +360,21 @@ def _coarse_gain(smallest: float, seen: np.ndarray) -> float:
     return math.hypot(1.0, math.sqrt(seen.trace()) / smallest) if smallest > 0 else np.inf
 
 
-def _gain(upper: np.ndarray, norm: np.ndarray, seen: np.ndarray) -> float:
+def _rounding_of_gram(quadratic: Standardised) -> float:
+    """What rounding of the products may add to an eigenvalue."""
+    return len(quadratic.gram) * quadratic.centred_roundoff
+
+
+def _gain(quadratic: Standardised, upper: np.ndarray, norm: np.ndarray, seen: np.ndarray) -> float:
     """How errors of the gradient, alike and independent, reach predictions.
 
     That is ``|S^1/2 H^-1|_F`` for rows with second moments S and a Hessian H, of which `upper` is the factor
-    in columns of unit norm; the intercept adds the error itself.
+    in columns of unit norm; the intercept adds the error itself. Infinite where rounding of the products
+    hides which columns depend on each other.
     """
     inverse = np.triu(inverse_of_upper(upper))
+    if RESOLVED * _rounding_of_gram(quadratic) * float((inverse**2).sum()) >= 1:
+        return np.inf
     inverse = (inverse @ inverse.T) / norm[:, None] / norm
     return math.sqrt(1 + max(float(((seen @ inverse) * inverse).sum()), 0.0))
 
@@ -444,6 +454,7 @@ def _ridges(
 
     with np.errstate(divide="ignore", invalid="ignore"):
         floor = (values[0] + strength) * root.min() ** 2
+        floor = np.where(floor > RESOLVED * _rounding_of_gram(quadratic), floor, 0.0)
         coef = solve(quadratic.cross)
         coef += solve(_ridge_gradient(quadratic, l2, coef))
         gradient = _ridge_gradient(quadratic, l2, coef)
@@ -453,7 +464,8 @@ def _ridges(
             if quadratic.centred_roundoff * gain.max() > NEGLIGIBLE:
                 along = vectors / root[:, None]
                 reach = np.sqrt(np.maximum(((seen @ along) * along).sum(0), 0.0)) / root.min()
-                gain = np.sqrt(1 + ((reach / (values + strength[:, None])) ** 2).sum(1))
+                closer = np.sqrt(1 + ((reach / (values + strength[:, None])) ** 2).sum(1))
+                gain = np.where(floor > 0, closer, np.inf)
         return coef, (gradient**2).sum((1, 2)) / floor / 2, gain
 
 
@@ -489,7 +501,7 @@ def _ridges_by_factors(
             if seen is not None:
                 gain[index] = _coarse_gain(smallest, seen)
                 if quadratic.centred_roundoff * gain[index] > NEGLIGIBLE:
-                    gain[index] = _gain(upper, norm, seen)
+                    gain[index] = _gain(quadratic, upper, norm, seen)
             elif smallest > 0:
                 gain[index] = smallest**-0.5
     return coef, excess, gain
