@@ -30,7 +30,7 @@ from torchlinreg._moments.moments import (
     Frame,
     Moments,
     choose_frame,
-    largest_magnitudes,
+    frame_of_all,
 )
 from torchlinreg._objective.penalty import penalty_of
 from torchlinreg._objective.problem import Problem, moments_to_keep
@@ -715,9 +715,7 @@ class TorchLinearRegressor(
         moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         if not float(moments.high.abs().max()) < LARGEST_MOMENT:
             blocks.raise_if_not_finite(type(self).__name__)
-            largest = largest_magnitudes(blocks, of.frame)
-            frame = choose_frame(blocks, fit_intercept=bool(self.fit_intercept), largest=largest)
-            of = ExactMomentsOf(Frame(of.frame.shift, frame.scale))
+            of = ExactMomentsOf(frame_of_all(blocks, of.frame.shift))
             moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         if before is None:
             return moments

@@ -318,10 +318,10 @@ def test_without_intercept_nothing_is_shifted():
     assert not frame.shift.any()
 
 
-@given(rows=weighted_rows())
-def test_sparse_rows_have_the_moments_of_dense_ones(rows):
+@given(rows=weighted_rows(), data=st.data())
+def test_sparse_rows_have_the_moments_of_dense_ones(rows, data):
     X, y, weight = rows
-    frame = make_frame([0] * X.shape[1] + [2] * y.shape[1])
+    frame = make_frame(data.draw(shifts(X.shape[1])) + [2] * y.shape[1])
     block = as_row_blocks(X, y).rows(0, len(X))
     if weight is not None:
         block = block._replace(weight=torch.from_numpy(weight))

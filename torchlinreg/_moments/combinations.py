@@ -19,7 +19,7 @@ from torchlinreg._linalg.cholesky import DoubleDouble
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments, exact_rows
 from torchlinreg._moments.gradient import GradientSums, exact_residual, sums_over_csr, sums_over_rows
-from torchlinreg._moments.moments import Frame
+from torchlinreg._moments.moments import Frame, shifted_csr
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class CombinationsOf:
 
     def __call__(self, block: Block) -> CombinationSums:
         if block.csr is not None:
-            return self._of_csr(block, block.csr.astype(np.float64, copy=False))
+            return self._of_csr(block, *shifted_csr(block.csr.astype(np.float64, copy=False), self._frame))
         return self._exact(block) if self._n_slices else self._in_float64(block)
 
     def finish(self, sums: CombinationSums) -> Products:
@@ -118,13 +118,13 @@ class CombinationsOf:
             return sums_over_rows(X, z, sparse=True)
         return torch.cat([z.sum(0, keepdim=True), X.mT @ z]), None
 
-    def _of_csr(self, block: Block, X: sparse.csr_array) -> CombinationSums:
-        """Straight from the stored entries; the frame does not shift x."""
+    def _of_csr(self, block: Block, X: sparse.csr_array, low: sparse.csr_array | None) -> CombinationSums:
+        """Straight from the stored entries of the shifted rows, and what rounding them left out."""
         scale = self._scale.numpy()
         inside = slice(1, self._n_columns)
         y = (block.y - self._frame.shift[self._n_columns :]).numpy() * scale[self._n_columns :]
         if self._n_slices:
-            z = self._exact_csr(X, y)
+            z = self._exact_csr(X, low, y)
         else:
             z = X @ (scale[inside, None] * self._contrast[1:].numpy()) + self._contrast[0].numpy()
             z[:, self._targets] += y[:, self._own[self._targets] - self._n_columns]
@@ -137,7 +137,7 @@ class CombinationsOf:
         of_x = np.concatenate([new.sum(0, keepdims=True), X.T @ new])
         return CombinationSums(torch.from_numpy(of_x), None, of_z)
 
-    def _exact_csr(self, X: sparse.csr_array, y: np.ndarray) -> np.ndarray:
+    def _exact_csr(self, X: sparse.csr_array, low_of_X: sparse.csr_array | None, y: np.ndarray) -> np.ndarray:
         """Combinations from products of slices of entries and of weights, which are exact."""
         high, low = (part.copy() for part in self._weights)
         scale = self._scale.numpy()[1 : self._n_columns, None]
@@ -151,6 +151,8 @@ class CombinationsOf:
         z = np.broadcast_to(high[0], (X.shape[0], len(self._own))).copy()
         z[:, self._targets] += y[:, self._own[self._targets] - self._n_columns]
         rest = np.broadcast_to(low[0], z.shape).copy()
+        if low_of_X is not None:
+            rest += low_of_X @ (scale * high[1:])
         for level in range(2 * self._n_slices - 1):
             for i in range(max(0, level + 1 - self._n_slices), min(level + 1, self._n_slices)):
                 if not of_X[i].any():

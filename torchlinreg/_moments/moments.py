@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._linalg import double_double as dd
@@ -24,6 +25,9 @@ DEVIATION_STEP = 4  # of these rows, every so many-th tells how far they are fro
 SAFE_RANGE = (1e-140, 1e140)
 # Products of rows from this width on with residuals take longer to copy the rows than to multiply them.
 WIDE = 400
+# Squares about the shift that are so many times those about the mean cost 6 of 16 digits, which another pass
+# gains back.
+FAR = 1e6
 # Splitting a float64 for an error-free product multiplies it by 2**27.
 LARGEST_MOMENT = 1e280
 # Sums of squares below this have lost digits to underflow.
@@ -47,12 +51,11 @@ def shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity show in the moments
-def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tensor | None = None) -> Frame:
+def choose_frame(blocks: RowBlocks, *, fit_intercept: bool) -> Frame:
     """Shift by the mean of the first rows, so that an offset costs no digits; scale extreme columns.
 
     A column that is constant in these rows is shifted by its value: if it is constant throughout, its
-    moments are then exactly zero. `largest`, the largest magnitude of each shifted column, is given when
-    the first rows misled and moments over- or underflowed.
+    moments are then exactly zero.
     """
     head = blocks.head(HEAD_ROWS)
     assert head.X is not None
@@ -66,15 +69,14 @@ def choose_frame(blocks: RowBlocks, *, fit_intercept: bool, largest: torch.Tenso
         features = slice(1, 1 + blocks.n_features)
         if blocks.is_sparse or _is_near_zero(columns[:, : blocks.n_features], shift[features]):
             shift[features] = 0  # a shift would fill the zeros, or copy wide rows for little
-    if largest is None:
-        magnitude = np.maximum(highest - shift[1:], shift[1:] - lowest)
-    else:
-        magnitude = largest.cpu().numpy()
+    magnitude = np.maximum(highest - shift[1:], shift[1:] - lowest)
+    return scaled_frame(torch.from_numpy(shift).to(blocks.device), magnitude)
+
+
+def scaled_frame(shift: torch.Tensor, magnitude: np.ndarray) -> Frame:
+    """The frame of a shift and the largest magnitudes of the shifted columns of x and y."""
     scale = _scale_of_extremes(magnitude)
-    return Frame(
-        torch.from_numpy(shift).to(blocks.device),
-        None if scale is None else torch.from_numpy(scale).to(blocks.device),
-    )
+    return Frame(shift, None if scale is None else torch.from_numpy(scale).to(shift.device))
 
 
 def _scale_of_extremes(magnitude: np.ndarray) -> np.ndarray | None:
@@ -112,12 +114,17 @@ def _is_near_zero(columns: np.ndarray, shift: np.ndarray) -> bool:
     return bool((np.abs(shift) <= 8 * columns.std(0)).all())
 
 
-def largest_magnitudes(blocks: RowBlocks, frame: Frame) -> torch.Tensor:
+def frame_of_all(blocks: RowBlocks, shift: torch.Tensor) -> Frame:
+    """The frame of a shift, scaled by all rows: where the first ones misled; a pass over the rows."""
+    return scaled_frame(shift, _largest_magnitudes(blocks, shift).cpu().numpy())
+
+
+def _largest_magnitudes(blocks: RowBlocks, shift: torch.Tensor) -> torch.Tensor:
     """The largest ``|column - shift|`` of x and y; a pass over the rows."""
 
     def of(block: Block) -> torch.Tensor:
         assert block.X is not None
-        columns = (torch.cat([block.X.to(torch.float64), block.y], dim=1) - frame.shift[1:]).abs()
+        columns = (torch.cat([block.X.to(torch.float64), block.y], dim=1) - shift[1:]).abs()
         if block.weight is not None:
             columns = torch.where(block.weight[:, None] > 0, columns, 0.0)
         return columns.amax(0)
@@ -156,6 +163,15 @@ class Moments:
         small = squares < SMALLEST_SQUARES
         return not (small.any() and (raw[0][small] != 0).any())
 
+    @property
+    def far_columns(self) -> np.ndarray:
+        """Columns of x and y whose squares about the shift are `FAR` above those about their mean."""
+        raw = self.raw.cpu().numpy()
+        mean = raw[0, 1:] / raw[0, 0]
+        square = raw.diagonal()[1:] / raw[0, 0]
+        far: np.ndarray = (~(square - mean**2 > square / FAR) & (square > 0)).nonzero()[0]
+        return far
+
     def in_frame(self, frame: Frame) -> Moments:
         """The same moments about another shift."""
         if frame is self.frame:
@@ -170,6 +186,43 @@ class Moments:
         before = self.raw.diagonal() * (new_scale / old_scale).square()
         shrunk = torch.where(raw.diagonal() > 0, before / raw.diagonal(), 1.0).amax().clamp(min=1.0)
         return Moments(frame, raw, self.n_samples, 4 * (self.roundoff + EPS) * float(shrunk))
+
+
+def recentred_shift(moments: Moments, blocks: RowBlocks) -> torch.Tensor | None:
+    """A shift to the means of columns that are `FAR` from it, or None without such; a pass over these.
+
+    The first rows may lie elsewhere than the others, and sparse columns are not shifted at first. A constant
+    column is shifted by its value.
+    """
+    far = moments.far_columns
+    if len(far) == 0:
+        return None
+    shift, scale = shift_and_scale(moments.frame)
+    shift = shift.copy()
+    lowest, highest = _extremes(blocks, far)
+    raw = moments.raw.cpu().numpy()
+    moved = shift[1 + far] + raw[0, 1 + far] / raw[0, 0] / scale[1 + far]
+    shift[1 + far] = np.where(lowest == highest, lowest, moved)
+    return torch.from_numpy(shift).to(blocks.device)
+
+
+def _extremes(blocks: RowBlocks, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest number of some columns of x and y, among rows that have a weight; a pass."""
+    features = index[index < blocks.n_features]
+    targets = torch.from_numpy(index[len(features) :] - blocks.n_features).to(blocks.device)
+
+    def of(block: Block) -> torch.Tensor:
+        assert block.X is not None
+        columns = torch.cat([block.X.to(torch.float64), block.y[:, targets]], dim=1)
+        low = high = columns
+        if block.weight is not None:
+            counted = block.weight[:, None] > 0
+            low, high = torch.where(counted, columns, torch.inf), torch.where(counted, columns, -torch.inf)
+        return torch.stack([-low.amin(0), high.amax(0)])
+
+    of_features = blocks.columns(torch.from_numpy(features))
+    least, largest = of_features.map_reduce(of, torch.maximum, dense=True).cpu().numpy()
+    return -least, largest
 
 
 class MomentsOf:
@@ -220,12 +273,11 @@ class MomentsOf:
             out *= root[part]
 
     def _of_csr(self, block: Block) -> Moments:
-        """Straight from the stored entries; the frame does not shift x."""
-        X = block.csr
-        assert X is not None
+        """Straight from the stored entries, but of columns that the frame shifts."""
+        assert block.csr is not None
         scale = None if self.frame.scale is None else self.frame.scale.numpy()
-        n_features = X.shape[1]
-        X = X.astype(np.float64, copy=False)
+        n_features = block.csr.shape[1]
+        X, _ = shifted_csr(block.csr.astype(np.float64, copy=False), self.frame)
         shift_y = self.frame.shift[1 + n_features :]
         others = torch.cat([torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1)
         if scale is not None:
@@ -249,6 +301,30 @@ class MomentsOf:
         raw[np.ix_(order, inside)] = cross.T
         roundoff = max(product.roundoff, of_x.roundoff)
         return Moments(self.frame, torch.from_numpy(raw), len(block.y), roundoff)
+
+
+def shifted_csr(X: sparse.csr_array, frame: Frame) -> tuple[sparse.csr_array, sparse.csr_array | None]:
+    """Float64 rows of x less the frame's shift, and what rounding leaves out; None where that is nothing.
+
+    Columns that are shifted become full.
+    """
+    shift = frame.shift.cpu().numpy()[1 : 1 + X.shape[1]]
+    columns = shift.nonzero()[0]
+    if len(columns) == 0:
+        return X, None
+    high, low = dd.two_sum(X[:, columns].toarray(), -shift[columns])
+    others = X.copy()
+    others.data[shift[X.indices] != 0] = 0.0
+    others.eliminate_zeros()
+    return others + _at_columns(high, columns, X.shape), _at_columns(
+        low, columns, X.shape
+    ) if low.any() else None
+
+
+def _at_columns(values: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
+    """Full columns at these places of a sparse array."""
+    starts = np.arange(0, values.size + 1, len(columns))
+    return sparse.csr_array((values.ravel(), np.tile(columns, len(values)), starts), shape=shape)
 
 
 def symmetric(upper: torch.Tensor) -> torch.Tensor:

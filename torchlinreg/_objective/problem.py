@@ -22,7 +22,14 @@ from torchlinreg._data.rows import WIDE_BLOCK_ROWS, RowBlocks
 from torchlinreg._moments.accumulated import on_cpu
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.gradient import Depth, ExactGradientOf, Gradient, GradientOf, GradientSums
-from torchlinreg._moments.moments import Frame, Moments, MomentsOf, choose_frame, largest_magnitudes
+from torchlinreg._moments.moments import (
+    Frame,
+    Moments,
+    MomentsOf,
+    choose_frame,
+    frame_of_all,
+    recentred_shift,
+)
 from torchlinreg._moments.standardised import Standardised, standardised
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg.losses import Loss, SquaredError
@@ -61,24 +68,17 @@ class Problem:
         """Moments of all rows; one pass, the first time.
 
         A NaN or infinity in the data makes them non-finite, so clean data need no pass of their own
-        for that check. Columns so large or small that squares over- or underflow cost three more passes.
+        for that check. Columns so large or small that squares over- or underflow cost three more passes, and
+        columns far from their mean in the first rows, or sparse ones far from 0, two.
 
         Raises
         ------
         ValueError
             X or y holds NaN or infinity.
         """
-        frame = choose_frame(self.blocks, fit_intercept=self.fit_intercept)
-        moments = self._moments_in(frame)
-        if moments.is_sound:
-            return moments
-        self.blocks.raise_if_not_finite(self.name)
-        frame = choose_frame(
-            self.blocks,
-            fit_intercept=self.fit_intercept,
-            largest=largest_magnitudes(self.blocks, frame),
-        )
-        return self._moments_in(frame)
+        moments = self._sound_moments(choose_frame(self.blocks, fit_intercept=self.fit_intercept))
+        shift = recentred_shift(moments, self.blocks) if self.fit_intercept else None
+        return moments if shift is None else self._sound_moments(Frame(shift, moments.frame.scale))
 
     @cached_property
     def standardised(self) -> Standardised:
@@ -107,6 +107,14 @@ class Problem:
         other = replace(self)
         other.__dict__["moments"] = moments  # where the cached property looks first
         return other
+
+    def _sound_moments(self, frame: Frame) -> Moments:
+        """Moments in a frame, or in one of other scales if squares over- or underflow."""
+        moments = self._moments_in(frame)
+        if moments.is_sound:
+            return moments
+        self.blocks.raise_if_not_finite(self.name)
+        return self._moments_in(frame_of_all(self.blocks, frame.shift))
 
     def _moments_in(self, frame: Frame) -> Moments:
         blocks = self.blocks

@@ -16,7 +16,7 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from torchlinreg._data.rows import RowBlocks
 from torchlinreg._linalg.threads import torch_first
-from torchlinreg._moments.moments import Moments, choose_frame
+from torchlinreg._moments.moments import Frame, Moments, choose_frame
 from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.penalty import Penalty, penalty_of
 from torchlinreg._objective.problem import Problem, moments_to_keep
@@ -287,14 +287,22 @@ class Search:
         frame = choose_frame(blocks, fit_intercept=problem.fit_intercept)
         if frame.scale is not None:
             return None
-        folds: Iterable[FoldMoments] = fold_moments(blocks, frame, self._splits)
-        if n_bytes <= MOMENTS_BYTES:
-            folds = list(folds)
-            if self._splits[0].trains_on_rest:
-                total = Moments.merge(folds[0].train, folds[0].test)
-                if total.is_sound:
-                    problem.__dict__["moments"] = total
-        return folds if problem.moments.frame.scale is None else None
+        is_small = n_bytes <= MOMENTS_BYTES
+        folds = self._folds_in(frame, is_small)
+        if is_small and self._splits[0].trains_on_rest:
+            first = next(iter(folds))
+            total = Moments.merge(first.train, first.test)
+            if total.is_sound and not (problem.fit_intercept and len(total.far_columns)):
+                problem.__dict__["moments"] = total
+        found = problem.moments.frame
+        if found.scale is not None:
+            return None
+        return folds if torch.equal(found.shift, frame.shift) else self._folds_in(found, is_small)
+
+    def _folds_in(self, frame: Frame, is_small: bool) -> Iterable[FoldMoments]:
+        """Moments of the folds in a frame; small ones are kept."""
+        folds = fold_moments(self._problem.blocks, frame, self._splits)
+        return list(folds) if is_small else folds
 
     def _scores_of(
         self, fold: FoldMoments, candidates: list[Candidate], penalties: list[Penalty]

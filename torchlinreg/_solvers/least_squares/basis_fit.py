@@ -114,11 +114,10 @@ class BasisFit:
     def solution(self, solver: str, tol: float) -> Solution:
         """The fit in the user's units."""
         coef, intercept = self.in_user_units()
-        p, rank = self.n_features, self.basis.rank
+        held, lost = self._held_by_ridge
+        p, rank = self.n_features, self.basis.rank + held
         status = Status.OPTIMAL if rank == p else Status.MINIMUM_NORM
-        error = self.error
-        if self.basis.ridge.any() and rank < p:  # the ridge made the columns independent, but too little
-            error = 1.0
+        error = 1.0 if lost else self.error
         if error > tol:
             status = Status.DIGITS_LOST
         elif self.limited:
@@ -134,6 +133,19 @@ class BasisFit:
             error=error if error > tol else 0.0,
             proven=error <= tol and self._is_below_constant,
         )
+
+    @property
+    def _held_by_ridge(self) -> tuple[int, bool]:
+        """How many constant columns a ridge holds at 0, and whether it should tell others apart but is lost.
+
+        It makes columns independent that depend on each other, but by less than the rounding of the data.
+        """
+        counted = self.null.weights[0][1:] != 0
+        mixed = counted.sum(0) > 1
+        is_penalised = self.basis.ridge > 0
+        related = np.concatenate([level.own for level in self.basis.levels] + [self.null.own[mixed]])
+        n_held = int(is_penalised.sum() - is_penalised[related].sum())
+        return n_held, bool((counted & is_penalised[:, None]).any(0)[mixed].any())
 
     @property
     def _is_below_constant(self) -> bool:

@@ -52,6 +52,8 @@ class Fit:
     responses: np.ndarray  # columns of the frame: y
     coef: DoubleDouble  # shape: (n_design, n_responses)
     ridge: np.ndarray  # shape: (n_design,)
+    held: np.ndarray  # features that are constant, of coefficients that a ridge holds at 0
+    held_ridge: np.ndarray
     factor: Factor
     response_norm: np.ndarray  # shape: (n_responses,)
     rss: np.ndarray  # shape: (n_responses,)
@@ -242,8 +244,10 @@ def fit_moments(problem: Problem) -> Fit | None:
     ridge = ridge_of(moments.frame, problem.penalty.l2, weight_sum)
     diagonal = scatter.diagonal()[:n_features] + ridge
     total = scatter.diagonal()[n_features:].copy()
-    # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0.
-    active = ((raw.diagonal()[1 : 1 + n_features] > 0) | (ridge > 0)).nonzero()[0]
+    # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0, as is
+    # that of the least penalty.
+    varies = raw.diagonal()[1 : 1 + n_features] > 0
+    active = varies.nonzero()[0]
     about_zero = diagonal[active]
     if offset is not None:
         about_zero = about_zero + weight_sum * (offset + _shift_in_frame(moments.frame))[active] ** 2
@@ -278,6 +282,8 @@ def fit_moments(problem: Problem) -> Fit | None:
         responses=np.arange(1 + n_features, len(raw)),
         coef=(coef, np.zeros_like(coef)),
         ridge=ridge[active],
+        held=(~varies & (ridge > 0)).nonzero()[0],
+        held_ridge=ridge[~varies & (ridge > 0)],
         factor=factor,
         response_norm=np.sqrt(raw.diagonal()[1 + n_features :]),
         rss=rss,
@@ -419,12 +425,13 @@ def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     (high, low), intercept = in_user_units(fit)
     coef = np.zeros((fit.n_features, len(fit.responses)))
     coef[active] = high + low
-    status = Status.OPTIMAL if len(active) == fit.n_features else Status.MINIMUM_NORM
+    rank = len(active) + len(fit.held)
+    status = Status.OPTIMAL if rank == fit.n_features else Status.MINIMUM_NORM
     error = 0.0 if fit.reaches(tol) else fit.relative_error(UNCERTAIN)
     return Solution(
         coef=coef,
         intercept=(intercept[0] + intercept[1])[0],
-        rank=len(active),
+        rank=rank,
         condition_number=fit.condition_number,
         solver=solver,
         status=status if error <= tol else Status.DIGITS_LOST,

@@ -148,14 +148,21 @@ def _of_fit(
 
 
 def _whitening(fit: Fit, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The transform of `Geometry`, and its inverse, from a fit's factor; constant columns are left out."""
+    """The transform of `Geometry`, and its inverse, from a fit's factor.
+
+    Constant columns are left out, but those that a ridge holds.
+    """
     columns = fit.design[fit.n_intercepts :] - 1
     root = np.sqrt(fit.factor.weight_sum)
     unit = fit.factor.norm / scale[columns]
-    transform = np.zeros((fit.n_features, len(columns)))
-    inverse = np.zeros((len(columns), fit.n_features))
-    transform[columns] = np.triu(inverse_of_upper(fit.factor.upper)) * root / unit[:, None]
-    inverse[:, columns] = fit.factor.upper * unit / root
+    rank = len(columns) + len(fit.held)
+    transform = np.zeros((fit.n_features, rank))
+    inverse = np.zeros((rank, fit.n_features))
+    inside, held = slice(len(columns)), np.arange(len(columns), rank)
+    transform[columns, inside] = np.triu(inverse_of_upper(fit.factor.upper)) * root / unit[:, None]
+    inverse[inside, columns] = fit.factor.upper * unit / root
+    of_held = np.sqrt(fit.held_ridge) / scale[fit.held] / root
+    transform[fit.held, held], inverse[held, fit.held] = 1 / of_held, of_held
     return transform, inverse
 
 

@@ -20,7 +20,7 @@ from scipy.linalg import blas
 from torchlinreg._data.rows import RowBlocks, tensor_blocks
 from torchlinreg._linalg.gram import EPS, roundoff_of_sums
 from torchlinreg._moments.exact import ExactMoments
-from torchlinreg._moments.moments import Frame, choose_frame, largest_magnitudes, shift_and_scale
+from torchlinreg._moments.moments import Frame, choose_frame, frame_of_all, shift_and_scale
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
@@ -384,9 +384,7 @@ def _open(problem: Problem) -> tuple[_Columns, _Targets, np.ndarray]:
         products = source.correlate(targets.values)
     if not np.isfinite(products).all():
         blocks.raise_if_not_finite(problem.name)
-        largest = largest_magnitudes(blocks, frame)
-        frame = choose_frame(_first_rows(blocks), fit_intercept=problem.fit_intercept, largest=largest)
-        source = replace(source, frame=frame)
+        source = replace(source, frame=frame_of_all(blocks, frame.shift))
         products = source.correlate(targets.values)
     return source, targets, products
 
