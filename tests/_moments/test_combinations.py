@@ -29,7 +29,9 @@ def test_residuals_without_means(kind, order, n_levels, n_slices):
     X = (level[:, None] == np.arange(n_levels)).astype(float)
     source = RowsSource(Problem(as_row_blocks(kind(X), y), ridge(0.0, n_levels)))
     zero = np.zeros((1 + n_levels, 1))
-    found = source.products(Combinations(np.array([1 + n_levels]), (zero, zero)), 1, n_slices)
+    found = source.products(
+        Combinations(np.array([1 + n_levels]), (zero, zero)), 1, n_slices, with_error=True
+    )
     assert source.frame.scale is not None
     shift, scale = source.frame.shift.numpy(), source.frame.scale.numpy()
     z = (y - shift[-1]) * scale[-1]

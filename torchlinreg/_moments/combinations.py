@@ -41,13 +41,18 @@ class Combinations:
 class CombinationSums(NamedTuple):
     """Products of combinations with the columns of x and with each other, summed over rows in float64."""
 
-    of_x: GradientSums  # with [1, x], in the units of the data; shape: (1 + n_features, n_new)
+    of_x: torch.Tensor  # with [1, x], in the units of the data; shape: (1 + n_features, n_new)
+    deviation: torch.Tensor | None  # of `of_x`, as in `GradientSums`, where it is asked for
     of_z: torch.Tensor  # shape: (n_combinations, n_new)
 
     @staticmethod
     def merge(a: CombinationSums, b: CombinationSums) -> CombinationSums:
         """Products over the rows of both."""
-        return CombinationSums(GradientSums.merge(a.of_x, b.of_x), a.of_z + b.of_z)
+        of_z = a.of_z + b.of_z
+        if a.deviation is None or b.deviation is None:
+            return CombinationSums(a.of_x + b.of_x, None, of_z)
+        sums = GradientSums.merge(GradientSums(a.of_x, a.deviation), GradientSums(b.of_x, b.deviation))
+        return CombinationSums(*sums, of_z)
 
 
 class Products(NamedTuple):
@@ -55,22 +60,32 @@ class Products(NamedTuple):
 
     of_x: np.ndarray  # with [1, x]; shape: (1 + n_features, n_new)
     of_z: np.ndarray  # with each other; shape: (n_combinations, n_new)
-    error: np.ndarray  # rounding errors of `of_x`
+    error: np.ndarray | None  # rounding errors of `of_x`, where they are asked for
 
 
 class CombinationsOf:
     """Products ``[1, x, z].T @ (weight * z)`` of a block, the last with those of the last `n_new` z only.
 
-    Each z is formed in float64, or with `n_slices` slices, which leave an
-    error of 2^-72 (2 slices) or 2^-95 (3) of its largest term.
+    Each z is formed in float64, or with `n_slices` slices, which leave an error of 2^-72 (2 slices) or 2^-95 (3)
+    of its largest term. `with_error` asks for the rounding errors of products with x, which take longer to
+    estimate than the products do.
     """
 
-    def __init__(self, frame: Frame, combinations: Combinations, n_new: int, n_slices: int = 0) -> None:
+    def __init__(
+        self,
+        frame: Frame,
+        combinations: Combinations,
+        n_new: int,
+        n_slices: int = 0,
+        *,
+        with_error: bool = True,
+    ) -> None:
         device = frame.shift.device
         self._frame = frame
         self._scale = torch.ones_like(frame.shift) if frame.scale is None else frame.scale
         self._n_new = n_new
         self._n_slices = n_slices
+        self._with_error = with_error
         self._n_columns = 1 + combinations.n_features
         self._own = combinations.own
         self._weights = combinations.weights
@@ -94,11 +109,14 @@ class CombinationsOf:
     def finish(self, sums: CombinationSums) -> Products:
         """Products in the frame."""
         scale = self._scale[: self._n_columns, None]
-        return Products(
-            (scale * sums.of_x.total).cpu().numpy(),
-            sums.of_z.cpu().numpy(),
-            (EPS * scale * sums.of_x.deviation).cpu().numpy(),
-        )
+        error = None if sums.deviation is None else (EPS * scale * sums.deviation).cpu().numpy()
+        return Products((scale * sums.of_x).cpu().numpy(), sums.of_z.cpu().numpy(), error)
+
+    def _sums(self, X: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Products ``[1, X].T @ z``, and their deviation or None."""
+        if self._with_error:
+            return sums_over_rows(X, z, sparse=True)
+        return torch.cat([z.sum(0, keepdim=True), X.mT @ z]), None
 
     def _of_csr(self, block: Block, X: sparse.csr_array) -> CombinationSums:
         """Straight from the stored entries; the frame does not shift x."""
@@ -113,8 +131,11 @@ class CombinationsOf:
         new = z[:, z.shape[1] - self._n_new :]
         if block.weight is not None:
             new = new * block.weight.numpy()[:, None]
-        of_x = sums_over_csr(X, torch.from_numpy(new))
-        return CombinationSums(of_x, torch.from_numpy(z.T @ new))
+        of_z = torch.from_numpy(z.T @ new)
+        if self._with_error:
+            return CombinationSums(*sums_over_csr(X, torch.from_numpy(new)), of_z)
+        of_x = np.concatenate([new.sum(0, keepdims=True), X.T @ new])
+        return CombinationSums(torch.from_numpy(of_x), None, of_z)
 
     def _exact_csr(self, X: sparse.csr_array, y: np.ndarray) -> np.ndarray:
         """Combinations from products of slices of entries and of weights, which are exact."""
@@ -154,7 +175,7 @@ class CombinationsOf:
         new = z[:, z.shape[1] - self._n_new :]
         if block.weight is not None:
             new = new * block.weight[:, None]
-        return CombinationSums(sums_over_rows(X, new, sparse=True), z.mT @ new)
+        return CombinationSums(*self._sums(X, new), z.mT @ new)
 
     def _exact(self, block: Block) -> CombinationSums:
         """Of rows times powers of two near the square roots of their weights, and what is left of these."""
@@ -165,16 +186,12 @@ class CombinationsOf:
         new = z[:, z.shape[1] - self._n_new :]
         if rows.remainder_weight is not None:
             new = new * rows.remainder_weight[:, None]
-        inside = slice(1, self._n_columns)
         # In the units of the data, like the others. Ones are powers of two near the roots of weights.
-        unit = (rows.scale[inside] / self._scale[inside])[:, None]
-        total, deviation = sums_over_rows(rows.high[:, inside], new, sparse=True)
-        total[1:] *= unit
-        deviation[1:] *= unit
-        if rows.remainder_weight is not None:
-            ones = sums_over_rows(rows.high[:, :1] * rows.scale[:1], new)
-            total[0], deviation[0] = ones.total[1], ones.deviation[1]
-        return CombinationSums(GradientSums(total, deviation), z.mT @ new)
+        unit = (rows.scale / self._scale)[: self._n_columns, None]
+        sums = self._sums(rows.high[:, : self._n_columns], new)
+        total, deviation = (None if part is None else part[1:] * unit for part in sums)
+        assert total is not None
+        return CombinationSums(total, deviation, z.mT @ new)
 
 
 def combinations_of_moments(moments: ExactMoments, combinations: Combinations, n_new: int) -> Products:

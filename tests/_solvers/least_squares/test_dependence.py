@@ -210,7 +210,8 @@ def test_products_of_sums_far_below_their_terms():
     z = [a - share * b for a, b in zip(*columns, strict=True)]
     weights = np.array([[0.0], [0.0], [-0.5]])
     for n_slices in (0, 2, 3):
-        found = source.products(Combinations(np.array([1]), (weights, 0 * weights)), 1, n_slices)
+        combinations = Combinations(np.array([1]), (weights, 0 * weights))
+        found = source.products(combinations, 1, n_slices, with_error=True)
         with_ones = sum(Fraction(w) * v for w, v in zip(weight, z, strict=True))
         with_x = [
             sum(Fraction(w) * v * c for w, v, c in zip(weight, z, column, strict=True)) for column in columns
@@ -222,6 +223,8 @@ def test_products_of_sums_far_below_their_terms():
         ):
             assert abs(value - float(truth)) <= error + 1e-15 * abs(float(truth))
         assert found.error.max() < 1e-12
+        without = source.products(combinations, 1, n_slices)
+        np.testing.assert_allclose(without.of_x, found.of_x, rtol=0, atol=2 * found.error.max())
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e10, 1e13])

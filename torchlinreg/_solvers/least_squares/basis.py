@@ -57,7 +57,9 @@ class Source(Protocol):
         """How many different rows average the rounding of combinations out."""
         ...
 
-    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
+    def products(
+        self, combinations: Combinations, n_new: int, n_slices: int, *, with_error: bool = False
+    ) -> Products:
         """Products ``[1, x, z].T @ z_new``; see `CombinationsOf`."""
         ...
 
@@ -103,8 +105,10 @@ class RowsSource:
     def n_distinct_rows(self) -> float:
         return self._problem.n_distinct_rows
 
-    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
-        of = CombinationsOf(self.frame, combinations, n_new, n_slices)
+    def products(
+        self, combinations: Combinations, n_new: int, n_slices: int, *, with_error: bool = False
+    ) -> Products:
+        of = CombinationsOf(self.frame, combinations, n_new, n_slices, with_error=with_error)
         blocks = self._problem.blocks
         sums = blocks.map_reduce(
             of, CombinationSums.merge, dense=not blocks.is_sparse, width=2 * len(combinations.own)
@@ -133,7 +137,9 @@ class MomentsSource:
         self.square_roundoff = moments.unit_roundoff
         self.roundoff = max(EPS, moments.unit_roundoff)
 
-    def products(self, combinations: Combinations, n_new: int, n_slices: int) -> Products:
+    def products(
+        self, combinations: Combinations, n_new: int, n_slices: int, *, with_error: bool = False
+    ) -> Products:
         return combinations_of_moments(self._moments, combinations, n_new)
 
     def gradient(
@@ -185,7 +191,8 @@ class Projection(NamedTuple):
     columns: Columns
     before: np.ndarray  # products of the columns with each other
     products: np.ndarray  # products of what the projection leaves
-    error: np.ndarray  # of products with features about their means; shape: (n_features, n_columns)
+    # Of products with features about their means, where it is asked for; shape: (n_features, n_columns)
+    error: np.ndarray | None
 
     @property
     def norm(self) -> np.ndarray:
@@ -282,7 +289,7 @@ class Basis:
                 step[0][0], step[1][0] = moved[0][0], moved[1][0]
         return Columns(columns.own, dd.add(columns.weights, step))
 
-    def project(self, columns: Columns, n_slices: int) -> Projection:
+    def project(self, columns: Columns, n_slices: int, *, with_error: bool = False) -> Projection:
         """Columns less their projection on the basis; one pass."""
         p = self.n_features
         later = [Columns(level.own, level.weights) for level in self.levels if level.weights is not None]
@@ -294,7 +301,8 @@ class Basis:
         own = (formed.own < p).nonzero()[0]
         rest = high.copy(), low.copy()
         rest[0][1 + formed.own[own], own] = rest[1][1 + formed.own[own], own] = 0.0
-        sums = self.source.products(Combinations(1 + formed.own, rest), n_new, n_slices)
+        combinations = Combinations(1 + formed.own, rest)
+        sums = self.source.products(combinations, n_new, n_slices, with_error=with_error)
         total = sums.of_x[0] if self.fit_intercept else np.zeros(n_new)
         penalty = self.ridge[:, None] * high[1:, high.shape[1] - n_new :]
         of_x = sums.of_x[1:] - np.outer(self.mean[:p], total) + penalty
@@ -314,7 +322,7 @@ class Basis:
         moved = np.zeros_like(columns.weights[0])
         moved[0] = -total / self.weight_sum
         moved_to = Columns(columns.own, dd.add(columns.weights, (moved, np.zeros_like(moved))))
-        error = np.hypot(sums.error[1:], self.mean[:p, None] * sums.error[:1])
+        error = None if sums.error is None else np.hypot(sums.error[1:], self.mean[:p, None] * sums.error[:1])
         return Projection(moved_to, before, after, error)
 
     def with_level(self, level: Level) -> None:

@@ -182,7 +182,8 @@ def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
     for n_slices in (0, 2):
         if n_slices:
             columns = Columns.join([columns, null])
-        projection = basis.project(columns, n_slices)
+        projection = basis.project(columns, n_slices, with_error=True)
+        assert projection.error is not None
         n_passes += 1
         columns = projection.columns.take(slice(k))
         if n_slices:
