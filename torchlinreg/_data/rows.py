@@ -17,6 +17,7 @@ from sklearn.utils import assert_all_finite, check_array, check_consistent_lengt
 from sklearn.utils.validation import validate_data
 
 from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.threads import may_fork
 
 Statistic = TypeVar("Statistic")
 
@@ -302,6 +303,7 @@ def as_row_blocks(
         Wrong shapes, inconsistent lengths, no rows or features, text or complex data, negative, non-finite
         or all-zero weights, or a device that is not there.
     """
+    may_fork()  # whatever is done with the rows
     target = _resolve_device(device, X)
     source = _open(X, target, estimator)
     n_samples = source.n_samples
