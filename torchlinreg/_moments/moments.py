@@ -227,7 +227,7 @@ class MomentsOf:
         n_features = X.shape[1]
         X = X.astype(np.float64, copy=False)
         shift_y = self.frame.shift[1 + n_features :]
-        others = torch.cat([torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1)
+        others = torch.cat([torch.ones_like(block.y[:, :1]), block.y - shift_y], dim=1)
         if scale is not None:
             X = X.multiply(scale[1 : 1 + n_features]).tocsr()
             others *= torch.from_numpy(scale[[0, *range(1 + n_features, len(scale))]])
