@@ -539,7 +539,7 @@ class TorchLinearRegressor(
         if not math.isfinite(result.sum()):
             blocks.raise_if_not_finite(type(self).__name__)
         result = result[:, 0] if self.coef_.ndim == 1 else result
-        return torch.as_tensor(result) if isinstance(X, torch.Tensor) else result
+        return torch.as_tensor(result, device=blocks.device) if isinstance(X, torch.Tensor) else result
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Coefficient of determination R2 of the prediction, also for tensors.

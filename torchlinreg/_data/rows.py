@@ -19,6 +19,7 @@ from sklearn.utils.validation import validate_data
 from torch.utils.data import DataLoader, Dataset
 
 from torchlinreg._linalg import double_double as dd
+from torchlinreg._linalg.threads import may_fork
 
 Statistic = TypeVar("Statistic")
 
@@ -312,6 +313,7 @@ def as_row_blocks(
     """
     for name, values in (("X", X), ("y", y), ("sample_weight", sample_weight)):
         _refuse_unread(name, values)
+    may_fork()  # whatever is done with the rows
     target = _resolve_device(device, X)
     source = _open(X, target, estimator)
     n_samples = source.n_samples

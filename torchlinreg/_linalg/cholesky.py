@@ -109,7 +109,7 @@ def inverse_of_upper(upper: np.ndarray) -> np.ndarray:
     if len(upper) == 0:
         return upper
     if len(upper) >= TORCH_SIZE:
-        one = torch.eye(len(upper), dtype=torch.float64)
+        one = torch.eye(len(upper), dtype=torch.float64, device="cpu")
         return torch.linalg.solve_triangular(torch.from_numpy(upper), one, upper=True).numpy()
     return lapack.dtrtri(upper.T, lower=1)[0].T
 

@@ -1,7 +1,8 @@
-"""Threads: the libraries of NumPy and SciPy keep to one while torch does the large products."""
+"""Threads: NumPy's and SciPy's keep to one while torch does the large products; so does a forked child."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -57,3 +58,19 @@ def _linear_algebra() -> ThreadpoolController:
         and folder not in Path(library.filepath).parents
     ]
     return found.select(filepath=own)
+
+
+def may_fork() -> None:
+    """Let processes that are forked from now on compute in one thread, if torch has several here.
+
+    GNU's OpenMP would wait for ever in a child for threads that only the parent has (GCC bug 58378). Children
+    of a process whose torch has a single thread keep the number that they are given.
+    """
+    if torch.get_num_threads() > 1:
+        _register_for_children()
+
+
+@cache
+def _register_for_children() -> None:
+    if hasattr(os, "register_at_fork"):  # where processes fork
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

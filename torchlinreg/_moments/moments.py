@@ -153,10 +153,15 @@ class Moments:
         roundoff = math.hypot(max(a.roundoff, b.roundoff), EPS)
         return Moments(a.frame, a.raw + b.raw, a.n_samples + b.n_samples, roundoff)
 
+    @cached_property
+    def _on_host(self) -> np.ndarray:
+        raw: np.ndarray = self.raw.cpu().numpy()
+        return raw
+
     @property
     def is_sound(self) -> bool:
         """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
-        raw = self.raw.cpu().numpy()
+        raw = self._on_host
         squares = raw.diagonal()
         if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
             return False
@@ -166,7 +171,7 @@ class Moments:
     @property
     def far_columns(self) -> np.ndarray:
         """Columns of x and y whose squares about the shift are `FAR` above those about their mean."""
-        raw = self.raw.cpu().numpy()
+        raw = self._on_host
         mean = raw[0, 1:] / raw[0, 0]
         square = raw.diagonal()[1:] / raw[0, 0]
         far: np.ndarray = (~(square - mean**2 > square / FAR) & (square > 0)).nonzero()[0]
@@ -279,7 +284,7 @@ class MomentsOf:
         n_features = block.csr.shape[1]
         X, _ = shifted_csr(block.csr.astype(np.float64, copy=False), self.frame)
         shift_y = self.frame.shift[1 + n_features :]
-        others = torch.cat([torch.ones((len(block.y), 1), dtype=torch.float64), block.y - shift_y], dim=1)
+        others = torch.cat([torch.ones_like(block.y[:, :1]), block.y - shift_y], dim=1)
         if scale is not None:
             X = X.multiply(scale[1 : 1 + n_features]).tocsr()
             others *= torch.from_numpy(scale[[0, *range(1 + n_features, len(scale))]])

@@ -145,7 +145,11 @@ class Problem:
         """
         n_samples = self.blocks.n_samples
         n_sampled = min(n_samples, SAMPLE_ROWS)
-        index = torch.linspace(0, n_samples - 1, n_sampled, dtype=torch.float64).round().to(torch.int64)
+        index = (
+            torch.linspace(0, n_samples - 1, n_sampled, dtype=torch.float64, device="cpu")
+            .round()
+            .to(torch.int64)
+        )
         X = self.blocks.gather(index).X
         assert X is not None
         counts = Counter(row.tobytes() for row in X.cpu().numpy()).values()

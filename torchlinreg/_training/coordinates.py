@@ -115,9 +115,8 @@ class Coordinates:
         if self.transform.ndim == 1:
             return torch.from_numpy(np.append(self.transform, np.ones(int(self.fit_intercept))))
         n_features, rank = self.transform.shape
-        matrix = torch.zeros(
-            (n_features + self.fit_intercept, rank + self.fit_intercept), dtype=torch.float64
-        )
+        shape = n_features + self.fit_intercept, rank + self.fit_intercept
+        matrix = torch.zeros(shape, dtype=torch.float64, device="cpu")
         matrix[:n_features, :rank] = torch.from_numpy(self.transform)
         matrix[n_features:, rank:] = 1
         if self.offset is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -113,7 +114,11 @@ class Neuron:
         ]
         for part in self._parts:
             part.parameter.grad = part.contiguous
-        self.optimizer = recipe.make([part.parameter for part in self._parts])
+        # Step counters of torch's optimizers are made on the default device, but belong on the CPU.
+        is_default = torch.get_default_device() == torch.device("cpu")
+        self._counting = nullcontext() if is_default else torch.device("cpu")
+        with self._counting:
+            self.optimizer = recipe.make([part.parameter for part in self._parts])
         self._is_foreign = not type(self.optimizer).__module__.startswith("torch.")
         # Without the optimizer, where a step is the gradient times the rate; a user's function may have put
         # hooks on it.
@@ -182,7 +187,8 @@ class Neuron:
             if self.is_plain_descent:
                 self.theta.sub_(self.gradient, alpha=self.rate)
                 return
-            self.optimizer.step()
+            with self._counting:
+                self.optimizer.step()
         if self._is_foreign:
             self._read_parameters()
 
@@ -220,11 +226,11 @@ class FullBatch:
 def largest_curvature(coordinates: Coordinates, l2: np.ndarray) -> float:
     """The largest eigenvalue of the full objective's Hessian, by power iteration."""
     objective = _full_objective(coordinates, l2)
-    at_zero = torch.zeros((len(coordinates.optimum), coordinates.optimum.shape[1]), dtype=torch.float64)
+    at_zero = torch.zeros(coordinates.optimum.shape, dtype=torch.float64, device="cpu")
     constant = torch.empty_like(at_zero)
     objective.gradient(at_zero, constant)
     vector = torch.from_numpy(np.random.default_rng(0).standard_normal(at_zero.shape))
-    size = torch.tensor(0.0)
+    size = torch.tensor(0.0, device="cpu")
     for _ in range(POWER_STEPS):
         product = torch.empty_like(vector)
         objective.gradient(vector / vector.norm(), product)
@@ -237,10 +243,15 @@ def largest_curvature(coordinates: Coordinates, l2: np.ndarray) -> float:
 
 def stable_rate(blocks: RowBlocks) -> float:
     """Below this rate gradient descent on some of the rows, with an intercept, is stable."""
-    block = blocks.gather(torch.arange(min(NOISE_ROWS, blocks.n_samples)))
+    block = blocks.gather(torch.arange(min(NOISE_ROWS, blocks.n_samples), device="cpu"))
     assert block.X is not None
     rows = torch.cat([block.X.to(torch.float64), torch.ones_like(block.X[:, :1])], dim=1)
     return 2 * len(rows) / float(torch.linalg.matrix_norm(rows, 2)) ** 2
+
+
+def shuffled(n_rows: int, generator: torch.Generator) -> torch.Tensor:
+    """Indices of rows in random order, on the CPU."""
+    return torch.randperm(n_rows, generator=generator, device="cpu")
 
 
 def _full_objective(coordinates: Coordinates, l2: np.ndarray) -> Objective:
@@ -251,8 +262,9 @@ def _full_objective(coordinates: Coordinates, l2: np.ndarray) -> Objective:
     center = torch.from_numpy(geometry.center)
     target_center = geometry.target_center
     n_features = len(center)
-    mean = torch.cat([center, torch.ones(1, dtype=torch.float64)]) if coordinates.fit_intercept else None
-    penalty = torch.zeros(optimum.shape[1], dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64, device="cpu")
+    mean = torch.cat([center, one]) if coordinates.fit_intercept else None
+    penalty = torch.zeros(optimum.shape[1], dtype=torch.float64, device="cpu")
     penalty[:n_features] = torch.from_numpy(l2)
     # From the moments, not from the optimum, whose coefficients may be large and nearly cancel.
     constant = torch.empty_like(optimum)
@@ -265,7 +277,7 @@ def _full_objective(coordinates: Coordinates, l2: np.ndarray) -> Objective:
             hessian += torch.outer(mean, mean)
         return Quadratic(hessian, constant)
     assert geometry.rows is not None
-    rows = torch.zeros((len(geometry.rows) + 1, optimum.shape[1]), dtype=torch.float64)
+    rows = torch.zeros((len(geometry.rows) + 1, optimum.shape[1]), dtype=torch.float64, device="cpu")
     rows[:-1, :n_features] = torch.from_numpy(geometry.rows)
     if mean is not None:
         rows[-1] = mean
@@ -339,7 +351,7 @@ class MiniBatches:
         transform = self._coordinates.transform
         n_coordinates = self._coordinates.optimum.shape[1]
         if transform is None:
-            ridge = torch.zeros(n_coordinates, dtype=torch.float64)
+            ridge = torch.zeros(n_coordinates, dtype=torch.float64, device="cpu")
             ridge[: len(l2)] = torch.from_numpy(l2)
             return ridge.to(self.device)
         square = torch.from_numpy((transform.T * l2) @ transform).to(self.device)
@@ -351,7 +363,7 @@ class MiniBatches:
 
         A batch's Hessian scatters about the full one, the identity, by this over the batch size.
         """
-        sample = torch.randperm(self._n_rows, generator=torch.Generator().manual_seed(0))[:NOISE_ROWS]
+        sample = shuffled(self._n_rows, torch.Generator().manual_seed(0))[:NOISE_ROWS]
         block = self._gather(sample)
         assert block.X is not None
         rows = self._in_coordinates(self._coordinates.centred(block.X))
@@ -384,7 +396,7 @@ class MiniBatches:
                 neuron.step(objective)
 
     def _chunks(self) -> Iterator[_Chunk]:
-        order = None if self._generator is None else torch.randperm(self._n_rows, generator=self._generator)
+        order = None if self._generator is None else shuffled(self._n_rows, self._generator)
         n_full = self._n_rows // self._batch_size * self._batch_size
         step = self._batches_at_once * self._batch_size
         for first in range(0, n_full, step):
@@ -393,7 +405,7 @@ class MiniBatches:
             yield self._chunk(order, n_full, self._n_rows, self._n_rows - n_full)
 
     def _chunk(self, order: torch.Tensor | None, first: int, last: int, batch_size: int) -> _Chunk:
-        index = torch.arange(first, last) if order is None else order[first:last]
+        index = torch.arange(first, last, device="cpu") if order is None else order[first:last]
         block = self._gather(index)
         assert block.X is not None
         rows = self._coordinates.centred(block.X)
@@ -465,7 +477,7 @@ class MiniBatches:
 
 def _descend(neuron: Neuron, hessians: torch.Tensor, constants: torch.Tensor, rates: np.ndarray) -> None:
     """Plain gradient steps, each one product of small matrices, without the optimizer's overhead."""
-    one = torch.eye(hessians.shape[1], dtype=torch.float64)
+    one = torch.eye(hessians.shape[1], dtype=torch.float64, device="cpu")
     factor_of = torch.from_numpy(rates)[:, None, None]
     factors = (one - factor_of * hessians).numpy()
     summands = (-factor_of * constants).numpy()

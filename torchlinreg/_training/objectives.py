@@ -109,7 +109,7 @@ class LossRows:
 
     def steepest(self, *points: torch.Tensor) -> np.ndarray:
         """The largest curvature at some points, per target, by power iteration; shape (n_targets,)."""
-        largest = torch.zeros(len(self.origin), dtype=torch.float64)
+        largest = torch.zeros(len(self.origin), dtype=torch.float64, device="cpu")
         start = torch.from_numpy(np.random.default_rng(0).standard_normal(self.origin.shape))
         for point in points:
             vector = start.to(self.origin.device)

@@ -13,7 +13,7 @@ from torchlinreg._data.rows import Block, RowBlocks
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._solvers.coordinates import KEPT_BYTES
 from torchlinreg._training.coordinates import Coordinates
-from torchlinreg._training.epochs import CHUNK_BYTES, NOISE_ROWS, NOISE_STEPS, Neuron, Objective
+from torchlinreg._training.epochs import CHUNK_BYTES, NOISE_ROWS, NOISE_STEPS, Neuron, Objective, shuffled
 from torchlinreg._training.objectives import LossRows, Prox, Proximal, RowSet, Settled
 from torchlinreg.losses import Loss
 
@@ -97,7 +97,7 @@ class _Rows:
         n_coordinates = self.coordinates.optimum.shape[1]
         transform = self.coordinates.transform
         if transform is None or transform.ndim == 1:
-            diagonal = torch.zeros(n_coordinates, dtype=torch.float64)
+            diagonal = torch.zeros(n_coordinates, dtype=torch.float64, device="cpu")
             diagonal[: len(l2)] = torch.from_numpy(l2 if transform is None else l2 * transform**2)
             return diagonal.to(self.device)
         square = torch.from_numpy((transform.T * l2) @ transform)
@@ -209,7 +209,7 @@ class RowPasses:
 
     def _kurtosis(self) -> float:
         """As for `MiniBatches`, with rows weighted by the loss's curvature at the optimum."""
-        sample = torch.randperm(self._n_rows, generator=torch.Generator().manual_seed(0))[:NOISE_ROWS]
+        sample = shuffled(self._n_rows, torch.Generator().manual_seed(0))[:NOISE_ROWS]
         block = self._gather(sample)
         rows, prediction = self._rows.in_coordinates(block)
         kappa = torch.from_numpy(self._kappa).to(self.device)
@@ -259,9 +259,9 @@ class RowPasses:
         """Batches, gathered several at a time."""
         assert self._batch_size is not None
         size = self._batch_size
-        order = torch.arange(self._n_rows)
+        order = torch.arange(self._n_rows, device="cpu")
         if self._generator is not None:
-            order = torch.randperm(self._n_rows, generator=self._generator)
+            order = shuffled(self._n_rows, self._generator)
         row_bytes = 8 * (self._blocks.n_features + self._blocks.n_targets + 1)
         at_once = max(1, CHUNK_BYTES // (row_bytes * size)) * size
         for begin in range(0, self._n_rows, at_once):

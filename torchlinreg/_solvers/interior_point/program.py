@@ -69,7 +69,8 @@ class Rows:
         if self._whole is not None:
             result = self._columns @ vector if vector.ndim == 1 else (self._columns @ vector.T).T
             return result.cpu().numpy()
-        return sum((vector[..., part] @ X for part, X in self._parts()), torch.zeros(())).cpu().numpy()
+        zero = torch.zeros((), device="cpu")
+        return sum((vector[..., part] @ X for part, X in self._parts()), zero).cpu().numpy()
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
         """Some rows."""

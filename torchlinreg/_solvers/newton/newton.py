@@ -124,7 +124,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
 
 def _without_scale(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """The limit of an estimated scale of 0, where so many rows are fitted exactly: the absolute error."""
-    epsilon = problem.loss.derivative(torch.tensor([np.inf]), torch.zeros(1))
+    epsilon = problem.loss.derivative(torch.tensor([np.inf], device="cpu"), torch.zeros(1, device="cpu"))
     weight = float(epsilon)
     penalty = problem.penalty
     lighter = replace(penalty, l1=penalty.l1 / weight, l2=penalty.l2 / weight)
@@ -306,7 +306,8 @@ def _first(
     spread = 1.0 if is_known(loss) else float((y - y.mean()).square().mean().sqrt()) or 1.0
     if isinstance(loss, CallableLoss):
         # Not at a constant, where the mean of the predictions would pass for one of them.
-        noise = torch.randn(len(y), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(len(y), generator=generator, dtype=torch.float64, device="cpu")
         loss.check(y + spread * noise.to(y.device), y)
     if not is_known(loss):
         check_convex(loss, y[:: max(1, len(y) // PROBED_ROWS)], spread)
@@ -350,7 +351,7 @@ def _constant_prediction(design: Design, target: int) -> np.ndarray:
 
 def _curvature_at_zero(loss: Loss) -> float:
     """Where the residual is 0; 0 for users' functions, which may not be of the residual."""
-    zero = torch.zeros(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64, device="cpu")
     return 0.0 if isinstance(loss, CallableLoss) else float(loss.curvature(zero, zero))
 
 
