@@ -329,6 +329,21 @@ def test_ill_conditioned_columns_are_refined(offset, monkeypatch):
     assert best < first
 
 
+@pytest.mark.parametrize("seed", [7, 11, 33, 55, 63, 155, 171, 459])
+def test_parallel_columns_of_which_some_are_free(seed):
+    """About their means the columns of two rows are parallel, but for the rounding of any root of them."""
+    rng = np.random.default_rng(seed)
+    n_features = int(rng.integers(5, 35))
+    X = rng.normal(size=(2, n_features)) + 1e6 * rng.normal(size=n_features)
+    lower = np.where(rng.random(n_features) < 0.5, 0.25, -np.inf)
+    y = X[:, 0] + rng.normal(size=2)
+    factor = rng.integers(0, 3, n_features).astype(float)
+    penalty = elastic_net(0.2, 0.5 * (seed // 2 % 2), n_features, factor, lower)
+    solution = fit(X, y, penalty, tol=1e-30)
+    assert solution.status is Status.OPTIMAL
+    assert violation(X, y, solution.coef[:, 0], penalty) < 1e-13
+
+
 def test_a_constant_target_beyond_bounds_that_exclude_zero():
     """The best constant has an objective of 0, so that objectives are those of coefficients nearest to 0."""
     X = np.random.default_rng(0).normal(size=(2, 3))

@@ -116,14 +116,24 @@ class Descent:
 
 
 def minimum_about(
-    origin: np.ndarray, gradient: np.ndarray, gram: np.ndarray, root: np.ndarray | None, penalty: Penalty
+    origin: np.ndarray,
+    gradient: np.ndarray,
+    gram: np.ndarray,
+    root: np.ndarray | None,
+    penalty: Penalty,
+    *,
+    rounding: float = 0.0,
+    unresolved: float = 0.0,
 ) -> Descent:
     """Minimise ``d @ gram @ d / 2 - gradient @ d + penalty(origin + d)``; `gradient` is without the penalty.
 
     `root`, with ``root.T @ root == gram + diag(l2)``, takes its place where `gram` is too inaccurate.
-    What an error of `gram` by the share r, as seen in any direction, makes of the gain is a share r of it.
+    Entries of the gradient may be off by `rounding`, and norms of combinations of columns of the root below
+    the share `unresolved` of theirs are rounding: such columns depend on each other. What an error of `gram`
+    by the share r, as seen in any direction, makes of the gain is a share r of it.
     """
     task = _task_about(origin, gradient, gram, root, penalty)
+    task = replace(task, unit_rounding=task.unit_rounding + rounding, unresolved=unresolved)
     found = _minimise(task, np.zeros_like(origin))
     step = found.coef
     goal = np.where(step == task.zero, 0.0, origin + step)
@@ -153,8 +163,9 @@ def error_of_rounding(
     error = roundoff * (size + float(np.abs(minimum.coef).sum()))
     reach = error
     n_used = 0
+    moves = gram.diagonal() + l2 > 0  # what no coefficient changes has no error
     while True:
-        used = (minimum.pull >= -(error + reach)).nonzero()[0]
+        used = (moves & (minimum.pull >= -(error + reach))).nonzero()[0]
         if len(used) == n_used:
             return reach if n_used else 0.0
         n_used = len(used)
@@ -236,6 +247,7 @@ class _Task:
     root: np.ndarray  # of the Hessian's diagonal
     unit_rounding: np.ndarray  # of the gradient at zero
     triangle: np.ndarray | None = None  # a root of the Hessian; shape: (n_rows, n_features)
+    unresolved: float = 0.0  # share of its columns' norms that is rounding
 
     def product(self, coef: np.ndarray) -> np.ndarray:
         """The Hessian times a vector."""
@@ -318,13 +330,17 @@ class _Task:
     def factor(self, free: np.ndarray) -> _Factor | None:
         """The Cholesky factor of the free block, or None where its columns depend on each other."""
         if self.triangle is not None:
-            return _factor_of_triangle(self.triangle[:, free], self.root[free])
+            return _factor_of_triangle(self.triangle[:, free], self.root[free], self._dependent(len(free)))
         block = self.hessian[free[:, None], free]
         upper = _cholesky(block)
         if upper is None:
             return None
         pivots = upper.diagonal() ** 2
         return _Factor(upper) if (pivots > len(free) * DEPENDENT * block.diagonal()).all() else None
+
+    def _dependent(self, n_free: int) -> float:
+        """Share of its norm that columns before it leave of a dependent column of the root."""
+        return max(n_free * DEPENDENT, self.unresolved)
 
     def independent(self, free: np.ndarray) -> tuple[np.ndarray, _Factor]:
         """As many of these columns as do not depend on each other, and their factor."""
@@ -336,7 +352,7 @@ class _Task:
         if self.triangle is not None:
             # Pivots fall, so that each column is judged by what those before it leave of it.
             left, order = qr(self.triangle[:, free] / root, mode="r", pivoting=True)
-            rank = int((np.abs(np.diagonal(left)) > len(free) * DEPENDENT).sum())
+            rank = int((np.abs(np.diagonal(left)) > self._dependent(len(free))).sum())
             return self._independent_of(free, order, rank)
         unit = self.hessian[free[:, None], free] / root[:, None] / root
         _, order, rank, _ = lapack.dpstrf(unit, tol=2 * len(free) * DEPENDENT, lower=1)
@@ -370,12 +386,12 @@ def _root_with_ridge(root: np.ndarray, ridge: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.qr(both, mode="r")) * norm
 
 
-def _factor_of_triangle(columns: np.ndarray, norm: np.ndarray) -> _Factor | None:
-    """The QR decomposition of columns, or None where they depend on each other."""
+def _factor_of_triangle(columns: np.ndarray, norm: np.ndarray, dependent: float) -> _Factor | None:
+    """The QR decomposition of columns; None if those before one leave less than this share of its norm."""
     if columns.shape[1] > len(columns):
         return None
     basis, upper = np.linalg.qr(columns)
-    independent = np.abs(upper.diagonal()) > len(norm) * DEPENDENT * norm
+    independent = np.abs(upper.diagonal()) > dependent * norm
     return _Factor(upper, basis) if independent.all() else None
 
 

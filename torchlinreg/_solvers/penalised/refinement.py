@@ -290,6 +290,11 @@ class _Metric:
     unresolved: float  # error in other directions, relative to the columns; 0 if there are none
     norm: np.ndarray  # of the columns, the ridge included
 
+    @property
+    def least_norm(self) -> float:
+        """Share of columns' norms below which that of a combination is rounding; 0 if none is."""
+        return self.rate * self.smallest / LARGEST_RATE if self.unresolved else 0.0
+
     def over(self, used: np.ndarray) -> _Metric:
         """The metric among some of the columns, where these alone tell its directions apart."""
         if self.root is None or not self.unresolved:
@@ -413,10 +418,15 @@ def _depth(data: Centred, source: Source, metric: _Metric, coef: np.ndarray, eno
 
 def _error(data: Centred, source: Source, metric: _Metric, depth: Depth, size: float) -> float:
     """What rounding of measurements may add to the predictions' distance from the minimum."""
+    of_residuals, of_products = _measured_errors(source, depth, size)
+    return of_residuals + of_products * max(1, len(data.kept)) ** 0.5 / metric.smallest
+
+
+def _measured_errors(source: Source, depth: Depth, size: float) -> tuple[float, float]:
+    """Rounding errors of residuals and of their products with unit columns, of a model of this size."""
     of_residuals, of_products = source.roundoff(depth)
     # Residuals are at most about as large as the target; moments multiply coefficients themselves.
-    factor = 1.0 if of_residuals else size
-    return of_residuals * size + of_products * factor * max(1, len(data.kept)) ** 0.5 / metric.smallest
+    return of_residuals * size, of_products * (1.0 if of_residuals else size)
 
 
 def _look(
@@ -451,13 +461,22 @@ def _look(
     part = problem.penalty.part(kept)
     for k, penalty in enumerate(inside):
         origin = coef[kept, k] * data.ratio(k)
-        descent = minimum_about(origin, by_columns[:, k], data.gram, metric.root, penalty)
+        before = 1 + float(np.abs(origin).sum())
+        descent = minimum_about(
+            origin,
+            by_columns[:, k],
+            data.gram,
+            metric.root,
+            penalty,
+            rounding=sum(_measured_errors(source, depth, before)),
+            unresolved=metric.least_norm,
+        )
         moved = coef[kept, k] + descent.step / data.ratio(k)
         ends = in_users_units(descent.goal, penalty, part, data.spread, data.target[k])
         at_end = (descent.goal == 0) | (descent.goal == penalty.lower) | (descent.goal == penalty.upper)
         goal[kept, k] = np.where(at_end, ends, np.clip(moved, part.lower, part.upper)) + 0.0
         values[k] = square[k] / (data.target[k] * scale_y[k]) ** 2 / 2 + float(penalty.value(origin))
-        size, before = (1 + float(np.abs(ends).sum()) for ends in (descent.goal, origin))
+        size = 1 + float(np.abs(descent.goal).sum())
         gain = descent.gain + (mean_residual[k] / data.target[k]) ** 2 / 2
         # Coefficients that rest, by more than rounding may hide, do so at the minimum, too.
         moved_by = float(np.abs(descent.step).sum()) + float(np.sqrt(2 * gain))
