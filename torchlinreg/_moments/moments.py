@@ -321,9 +321,8 @@ def shifted_csr(X: sparse.csr_array, frame: Frame) -> tuple[sparse.csr_array, sp
     others = X.copy()
     others.data[shift[X.indices] != 0] = 0.0
     others.eliminate_zeros()
-    return others + _at_columns(high, columns, X.shape), _at_columns(
-        low, columns, X.shape
-    ) if low.any() else None
+    left_out = _at_columns(low, columns, X.shape) if low.any() else None
+    return others + _at_columns(high, columns, X.shape), left_out
 
 
 def _at_columns(values: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:

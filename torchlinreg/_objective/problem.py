@@ -91,16 +91,16 @@ class Problem:
 
         Targets do not meet in the objective. Few make one part, the problem itself.
         """
-        at_once = max(TARGETS_AT_ONCE, 1 + self.blocks.n_features)
-        return self._parts_of_targets if self.blocks.n_targets > at_once else (self,)
+        return (self,) if self._n_parts == 1 else self._parts_of_targets
+
+    @property
+    def _n_parts(self) -> int:
+        return -(-self.blocks.n_targets // max(TARGETS_AT_ONCE, 1 + self.blocks.n_features))
 
     @cached_property
     def _parts_of_targets(self) -> tuple[Problem, ...]:
-        y = self.blocks.y
-        n_parts = -(-y.shape[1] // max(TARGETS_AT_ONCE, 1 + self.blocks.n_features))
-        return tuple(
-            replace(self, blocks=self.blocks.with_targets(part)) for part in y.tensor_split(n_parts, dim=1)
-        )
+        parts = self.blocks.y.tensor_split(self._n_parts, dim=1)
+        return tuple(replace(self, blocks=self.blocks.with_targets(part)) for part in parts)
 
     def with_moments(self, moments: Moments) -> Problem:
         """The same problem with these moments, of rows that may be gone."""
