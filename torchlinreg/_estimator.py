@@ -26,7 +26,6 @@ from torchlinreg._moments.accumulated import on_cpu, to_device
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
 from torchlinreg._moments.moments import (
     LARGEST_MOMENT,
-    Frame,
     Moments,
     choose_frame,
     frame_of_all,
@@ -486,13 +485,15 @@ class TorchLinearRegressor(
         moments = self._merged(before, blocks)
         problem = self._problem_of(blocks)
         arguments = (moments, blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
+        state = getattr(self, "_optimizer_state", None)
         if is_training(self.solver):
             geometry = geometry_of_accumulated(*arguments, tol=1e-12)
-            solution, self._optimizer_state = train_further(self, problem, first, geometry)
+            solution, state = train_further(self, problem, first, geometry)
         else:
             choose_solver(self.solver, problem)  # or its refusal
             solution = solve_of_moments(problem, moments, float(self.tol))
-        self._moments = to_device(moments, torch.device("cpu"))
+        self._representable(solution, blocks)  # or its refusal, before anything is kept
+        self._moments, self._optimizer_state = to_device(moments, torch.device("cpu")), state
         self._keep(solution, blocks)
         return self
 
@@ -630,6 +631,16 @@ class TorchLinearRegressor(
             return coef[0] if blocks.one_target else coef, 0.0
         return (coef[0], intercept[0]) if blocks.one_target else (coef, intercept)
 
+    def _representable(self, solution: Solution, blocks: RowBlocks) -> tuple[np.ndarray, Any]:
+        """`coef_` and `intercept_`; a ValueError where their dtype does not hold them."""
+        coef, intercept = self._fitted(solution.coef.T, solution.intercept, blocks)
+        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+            raise ValueError(
+                f"The coefficients or the intercept exceed {coef.dtype}. Bring X and y to similar "
+                "units, or give them as float64."
+            )
+        return coef, intercept
+
     def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
         if y is None:
             raise ValueError(
@@ -644,8 +655,9 @@ class TorchLinearRegressor(
         blocks = blocks.with_ordinary_weights()
         if not first:
             self._check_targets(blocks)
-        solution, self._optimizer_state = train_further(self, self._problem_of(blocks), first, None)
-        self._moments = None
+        solution, state = train_further(self, self._problem_of(blocks), first, None)
+        self._representable(solution, blocks)
+        self._moments, self._optimizer_state = None, state
         self._keep(solution, blocks)
         return self
 
@@ -674,29 +686,21 @@ class TorchLinearRegressor(
             raise ValueError(f"y is {new}, but it was {old} in the calls before; keep to one form.")
 
     def _merged(self, before: ExactMoments | None, blocks: RowBlocks) -> ExactMoments:
-        """Moments of the rows before and these; rescaled if the squares of these overflow."""
-        of = ExactMomentsOf(_frame_for(before, blocks, bool(self.fit_intercept)))
+        """Moments of the rows before and these, about the shift that the first rows chose."""
+        if before is None:
+            shift = choose_frame(blocks, fit_intercept=bool(self.fit_intercept)).shift
+        else:
+            before = to_device(before, blocks.device)
+            shift = before.frame.shift
+        of = ExactMomentsOf(frame_of_all(blocks, shift))
         moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         if not float(moments.high.abs().max()) < LARGEST_MOMENT:
             blocks.raise_if_not_finite(type(self).__name__)
-            of = ExactMomentsOf(frame_of_all(blocks, of.frame.shift))
-            moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
-        if before is None:
-            return moments
-        before = to_device(before, blocks.device)
-        if moments.frame.scale is not None:
-            before = before.with_scale(moments.frame.scale)
-        return ExactMoments.merge(before, moments)
+        return moments if before is None else ExactMoments.merge(before, moments)
 
     def _keep(self, solution: Solution, blocks: RowBlocks, extra_frames: int = 0) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
-        coef, intercept = self._fitted(solution.coef.T, solution.intercept, blocks)
-        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
-            raise ValueError(
-                f"The coefficients or the intercept exceed {coef.dtype}. Bring X and y to similar "
-                "units, or give them as float64."
-            )
-        self.coef_, self.intercept_ = coef, intercept
+        self.coef_, self.intercept_ = self._representable(solution, blocks)
         self.rank_ = solution.rank
         self.condition_number_ = solution.condition_number
         self.solver_ = solution.solver
@@ -809,10 +813,3 @@ def _predict_on_device(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarra
 
 def _on_host(values: Any) -> Any:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-
-
-def _frame_for(before: ExactMoments | None, blocks: RowBlocks, fit_intercept: bool) -> Frame:
-    if before is None:
-        return choose_frame(blocks, fit_intercept=fit_intercept)
-    shift, scale = before.frame
-    return Frame(shift.to(blocks.device), None if scale is None else scale.to(blocks.device))

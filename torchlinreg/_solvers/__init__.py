@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.exact import ExactMoments
-from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
+from torchlinreg._moments.moments import SAFE_RANGE, Frame, Moments, choose_frame
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
@@ -108,6 +108,7 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     if penalty.is_ridge:
         n_features = problem.blocks.n_features
         return solve_accumulated(moments, n_features, penalty.l2, problem.fit_intercept, tol)
+    _refuse_extreme(moments.frame)
     roundoff = max(EPS, moments.unit_roundoff)
     given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
 
@@ -120,7 +121,10 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
 def _refuse_extreme_units(problem: Problem) -> None:
     """Raise a ValueError where squares could over- or underflow."""
     wide = is_wide(problem)
-    frame = choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame
+    _refuse_extreme(choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame)
+
+
+def _refuse_extreme(frame: Frame) -> None:
     if frame.scale is not None:
         raise ValueError(
             f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the squared "

@@ -212,7 +212,8 @@ class Basis:
         self.origin = source.frame.shift[1:].cpu().numpy() * self.scale  # the shift in the frame
         bare = self.square.copy()
         bare[:p] = np.maximum(bare[:p] - ridge, 0.0)
-        self.raw_norm = np.sqrt(bare + self.weight_sum * (self.mean + self.origin) ** 2)  # about 0
+        from_zero = np.sqrt(self.weight_sum) * np.abs(self.mean + self.origin)
+        self.raw_norm = np.hypot(np.sqrt(bare), from_zero)  # about 0
         self.framed_norm = np.sqrt(np.maximum(raw.diagonal()[1:], 0.0))  # about the shift
         self.levels: tuple[Level, ...] = ()
 

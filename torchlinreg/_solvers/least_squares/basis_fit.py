@@ -111,6 +111,7 @@ class BasisFit:
         """Coefficients, shape (n_features, n_targets), and intercepts, shape (1, n_targets)."""
         return _in_user_units(self.basis, self.coef)
 
+    @np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
     def solution(self, solver: str, tol: float) -> Solution:
         """The fit in the user's units."""
         coef, intercept = self.in_user_units()

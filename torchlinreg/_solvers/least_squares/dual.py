@@ -290,6 +290,7 @@ def _residual(
     return dd.add(residual, dd.negative(dd.multiply(dual, (column, np.zeros_like(column)))))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
 def _in_user_units(
     frame: Frame, coef: DoubleDouble, intercept: DoubleDouble, fit_intercept: bool
 ) -> tuple[DoubleDouble, DoubleDouble]:

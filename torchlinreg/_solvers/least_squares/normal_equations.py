@@ -244,12 +244,13 @@ def fit_moments(problem: Problem) -> Fit | None:
     # that of the least penalty.
     varies = raw.diagonal()[1 : 1 + n_features] > 0
     active = varies.nonzero()[0]
-    about_zero = diagonal[active]
+    norm = np.sqrt(np.maximum(diagonal[active], 0.0))
+    about_zero = norm
     if offset is not None:
-        about_zero = about_zero + weight_sum * (offset + _shift_in_frame(moments.frame))[active] ** 2
-    if not (diagonal[active] > (DEPENDENT * EPS) ** 2 * about_zero).all():
+        from_zero = np.abs(offset + _shift_in_frame(moments.frame))[active]
+        about_zero = np.hypot(norm, np.sqrt(weight_sum) * from_zero)
+    if not (norm > DEPENDENT * EPS * about_zero).all():
         return None
-    norm = np.sqrt(diagonal[active])
     gram = scatter[:n_features, :n_features]
     cross = scatter[:n_features, n_features:]
     if len(active) < n_features:
@@ -407,6 +408,7 @@ def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[
     return replace(fit, refined=floor._replace(rows=np.maximum(fit.errors.rows, floor.rows))), n_passes
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
 def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     active = fit.design[fit.design > 0] - 1
     (high, low), intercept = in_user_units(fit)
