@@ -197,6 +197,10 @@ class RowBlocks:
         """The same rows with other targets, of the same shape."""
         return RowBlocks(self._source, y, self.weight, one_target=self.one_target)
 
+    def without_weights(self) -> RowBlocks:
+        """The same rows, all of weight 1."""
+        return RowBlocks(self._source, self.y, None, one_target=self.one_target)
+
     def with_ordinary_weights(self) -> RowBlocks:
         """The same rows, with weights divided by a power of two if their sum could over- or underflow.
 

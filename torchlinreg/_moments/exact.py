@@ -60,7 +60,7 @@ def exact_rows(block: Block, frame: Frame) -> ExactRows:
     factor = torch.ones_like(frame.shift) if frame.scale is None else frame.scale
     remainder_weight = row_scale = None
     if block.weight is not None:
-        row_scale, remainder_weight = _split_weight(block.weight)
+        row_scale, remainder_weight = split_weight(block.weight)
         high *= row_scale
     if frame.scale is not None:
         high *= frame.scale
@@ -90,7 +90,7 @@ def _shift_exactly(columns: torch.Tensor, shift: torch.Tensor) -> torch.Tensor |
     return low
 
 
-def _split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Powers of two, as a column, near the weights' square roots, and weights over their squares."""
     exponent = torch.div(torch.frexp(weight).exponent, 2, rounding_mode="floor")
     positive = weight > 0

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.exact import ExactMoments
@@ -72,6 +74,8 @@ SOLVERS = {
 }
 # Up to so many features all that NumPy and SciPy are given is small.
 SINGLE = 32
+# Products of stronger penalties with coefficients and units overflow in Newton and interior point steps.
+LARGEST_STRENGTH = 1e300
 # Where a small ridge decides among optima, its own optimum must be known to rounding.
 LEAST_TOL = 1e-18
 
@@ -122,6 +126,12 @@ def _refuse_extreme_units(problem: Problem) -> None:
     """Raise a ValueError where squares could over- or underflow."""
     wide = is_wide(problem)
     _refuse_extreme(choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame)
+    strongest = float(np.maximum(problem.penalty.l1, problem.penalty.l2).max())
+    if problem.loss.kind != "quadratic" and strongest > LARGEST_STRENGTH:
+        raise ValueError(
+            f"alpha times penalty_factor is {strongest:g}, beyond {LARGEST_STRENGTH:g}, which only the "
+            "squared error is solved for. Use smaller numbers, or bounds of 0 to leave features out."
+        )
 
 
 def _refuse_extreme(frame: Frame) -> None:

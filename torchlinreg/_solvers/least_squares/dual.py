@@ -4,6 +4,9 @@ The coefficients of least norm are ``coef = X.T a``, where ``a`` sums to 0 (with
 
     (X X.T + alpha sum(w) diag(1 / w)) a + intercept = y
 
+With a ridge, rows and their equations are multiplied by powers of two near the roots of the weights, as `a`
+is divided by them: then weights of any size leave numbers of ordinary size.
+
 Refinement has residuals to about 100 bits. Where that matrix is too ill-conditioned for a float64 factor, as
 with rows that depend on each other or columns of very different units, independent columns are fitted
 instead, and the least norm follows from how they explain the others; a ridge then takes the p x p route.
@@ -26,9 +29,9 @@ from torchlinreg._linalg.cholesky import (
     solve_upper,
 )
 from torchlinreg._linalg.gram import EPS
-from torchlinreg._moments.exact import exact_rows
+from torchlinreg._moments.exact import exact_rows, split_weight
 from torchlinreg._moments.gradient import DEPTHS, exact_residual, exact_transposed_product
-from torchlinreg._moments.moments import SAFE_RANGE, Frame
+from torchlinreg._moments.moments import SAFE_RANGE, Frame, frame_for_ridge, in_units_of
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
@@ -37,6 +40,7 @@ from torchlinreg._solvers.least_squares.minimum_norm import shortest_of_transfer
 from torchlinreg._solvers.least_squares.normal_equations import (
     SLOWEST_REFINEMENT,
     basis_fit_of_rows,
+    ridge_of,
     solve_exact,
 )
 
@@ -63,6 +67,7 @@ class _System:
     """
 
     upper: np.ndarray  # of the kernel with unit diagonal
+    root: np.ndarray  # powers of two that the rows are multiplied by
     norm: np.ndarray
     level: float
     fit_intercept: bool
@@ -74,14 +79,15 @@ class _System:
         change = self._solve(residual)
         if not self.fit_intercept:
             return change, np.zeros(residual.shape[1])
-        ones = self._solve(np.ones((len(residual), 1)))
-        intercept = (change.sum(0) - excess) / ones.sum()
+        ones = self._solve(self.root[:, None])
+        intercept = (self.root @ change - excess) / (self.root @ ones[:, 0])
         return change - ones * intercept, intercept + self.level * excess
 
     def _solve(self, right: np.ndarray) -> np.ndarray:
         return solve_upper(self.upper, right / self.norm[:, None]) / self.norm[:, None]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
 def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """The coefficients of least norm, or the ridge's, for few rows."""
     n_samples = problem.blocks.n_samples
@@ -93,18 +99,21 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     frame = _dual_frame(problem)
     alpha = float(problem.penalty.l2[0])
     blocks = problem.blocks.positive_weight_rows()
-    diagonal = np.zeros(blocks.n_samples)
+    diagonal, root = np.zeros(blocks.n_samples), np.ones(blocks.n_samples)
+    rows = blocks if alpha > 0 else blocks.without_weights()
     if alpha > 0:
-        weight = np.ones(blocks.n_samples) if blocks.weight is None else blocks.weight.cpu().numpy()
-        scale = 1.0 if frame.scale is None else float(frame.scale[1])
-        diagonal = alpha * weight.sum() / weight * scale**2
-    system = _factorise(blocks, frame, diagonal, problem.fit_intercept)
+        frame = frame_for_ridge(frame, problem.penalty.l2, _weight_sum(blocks))
+        diagonal += ridge_of(frame, problem.penalty.l2[:1], _weight_sum(blocks))
+    if rows.weight is not None:
+        row_scale, remainder = split_weight(rows.weight)
+        root, diagonal = row_scale[:, 0].cpu().numpy(), diagonal / remainder.cpu().numpy()
+    system = _factorise(rows, frame, diagonal, root, problem.fit_intercept)
     if system is None and alpha > 0:
         return solve_exact(problem, tol, max_iter)
     if system is None:
         return _solve_by_columns(problem, blocks, tol)
     limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter
-    coef, intercept, error, n_passes = _refine(problem, blocks, frame, diagonal, system, tol, limit)
+    coef, intercept, error, n_passes = _refine(problem, rows, frame, diagonal, system, tol, limit)
     rank = blocks.n_samples - problem.fit_intercept
     unique = alpha > 0 or rank == blocks.n_features
     status = Status.OPTIMAL if unique else Status.MINIMUM_NORM
@@ -120,14 +129,22 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     )
 
 
+def _weight_sum(blocks: RowBlocks) -> float:
+    return float(blocks.n_samples if blocks.weight is None else blocks.weight.sum())
+
+
 def _dual_frame(problem: Problem) -> Frame:
-    """Shift by the mean of the rows; one scale for all features, so that least norm stays so."""
+    """Shift by the mean of the rows; one scale for all features, so that least norm stays so.
+
+    About the weighted mean, a row that outweighs all others leaves an intercept that holds their digits.
+    """
     blocks = problem.blocks
 
     def total(block: Block) -> torch.Tensor:
         assert block.X is not None
         columns = torch.cat([block.X.to(torch.float64), block.y], dim=1)
-        return torch.stack([columns.sum(0), columns.abs().amax(0)])
+        of_rows = columns if block.weight is None else block.weight[:, None] * columns
+        return torch.stack([of_rows.sum(0), columns.abs().amax(0)])
 
     def merge(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.stack([a[0] + b[0], torch.maximum(a[1], b[1])])
@@ -137,7 +154,7 @@ def _dual_frame(problem: Problem) -> Frame:
         blocks.raise_if_not_finite(problem.name)
     shift = torch.zeros(1 + len(sums), dtype=torch.float64, device=sums.device)
     if problem.fit_intercept:
-        shift[1:] = sums / blocks.n_samples
+        shift[1:] = sums / _weight_sum(blocks)
     magnitude = torch.cat(
         [largest[: blocks.n_features].max().expand(blocks.n_features), largest[blocks.n_features :]]
     )
@@ -156,7 +173,9 @@ def _shifted_features(block: Block, frame: Frame) -> torch.Tensor:
     return rows if frame.scale is None else rows * frame.scale[inside]
 
 
-def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_intercept: bool) -> _System | None:
+def _factorise(
+    blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, root: np.ndarray, fit_intercept: bool
+) -> _System | None:
     """The kernel's factor; None where its condition is too bad for float64, as with dependent rows."""
     kernel = np.zeros((blocks.n_samples,) * 2)
     starts = range(0, blocks.n_samples, blocks.rows_per_block)
@@ -169,8 +188,10 @@ def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_interc
             stop, other_stop = start + len(block.y), other_start + len(other.y)
             kernel[start:stop, other_start:other_stop] = product.cpu().numpy()
             kernel[other_start:other_stop, start:stop] = product.T.cpu().numpy()
-    level = _level(kernel) if fit_intercept else 0.0
-    kernel += np.diag(diagonal) + level
+    kernel *= root[:, None]
+    kernel *= root
+    level = _level(kernel, root) if fit_intercept else 0.0
+    kernel += np.diag(diagonal) + level * np.outer(root, root)
     norm = np.sqrt(kernel.diagonal())
     if not (norm > 0).all():
         return None
@@ -179,12 +200,12 @@ def _factorise(blocks: RowBlocks, frame: Frame, diagonal: np.ndarray, fit_interc
         largest, smallest = extreme_singular_values(upper)
         rate = 16 * len(norm) * EPS / smallest**2
         if rate <= SLOWEST_REFINEMENT:
-            return _System(upper, norm, level, fit_intercept, largest / smallest, rate)
+            return _System(upper, root, norm, level, fit_intercept, largest / smallest, rate)
     return None
 
 
-def _level(kernel: np.ndarray) -> float:
-    return float(dd.slice_scale(np.array(np.trace(kernel) / len(kernel) ** 2)))
+def _level(kernel: np.ndarray, root: np.ndarray) -> float:
+    return float(dd.slice_scale(np.array(np.trace(kernel) / float(root @ root) / len(kernel))))
 
 
 def _refine(
@@ -210,7 +231,7 @@ def _refine(
     n_passes = 0
     while n_passes < limit:
         residual = _residual(blocks, frame, diagonal, dual, constant, scaled)
-        excess = -dd.sum_over_first_axis(dual)[0]
+        excess = -dd.sum_over_first_axis((system.root[:, None] * dual[0], system.root[:, None] * dual[1]))[0]
         change, change_constant = system.solve(residual[0], excess)
         dual = dd.add(dual, (change, np.zeros_like(change)))
         constant = dd.add(constant, (change_constant[None], np.zeros((1, shape[1]))))
@@ -239,7 +260,7 @@ def _relative_change(old: DoubleDouble, new: DoubleDouble, zero: np.ndarray) -> 
 
 
 def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> DoubleDouble:
-    """``X.T a`` of the shifted rows as a double-double; one pass."""
+    """``X.T a`` of the shifted rows times their roots as a double-double; one pass."""
     device = blocks.device
     features = np.arange(1, 1 + blocks.n_features)
     depth = DEPTHS[1]
@@ -247,7 +268,7 @@ def _coefficients(blocks: RowBlocks, frame: Frame, dual: DoubleDouble) -> Double
     result = high, high
     start = 0
     for block in blocks.dense():
-        rows = exact_rows(block._replace(weight=None), frame).columns(features)
+        rows = exact_rows(block, frame).columns(features)
         slices = rows.slices(depth.product_slices)
         part = slice(start, start + len(block.y))
         values = (
@@ -277,7 +298,7 @@ def _residual(
     )
     parts = []
     for block in blocks.dense():
-        rows = exact_rows(block._replace(weight=None), frame)
+        rows = exact_rows(block, frame)
         design = rows.columns(np.arange(n_columns))
         responses = rows.columns(np.arange(n_columns, len(frame.shift)))
         slices = design.slices(DEPTHS[1].residual_slices)
@@ -290,7 +311,6 @@ def _residual(
     return dd.add(residual, dd.negative(dd.multiply(dual, (column, np.zeros_like(column)))))
 
 
-@np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
 def _in_user_units(
     frame: Frame, coef: DoubleDouble, intercept: DoubleDouble, fit_intercept: bool
 ) -> tuple[DoubleDouble, DoubleDouble]:
@@ -298,8 +318,8 @@ def _in_user_units(
     n_features = len(coef[0])
     if frame.scale is not None:
         scale = frame.scale.cpu().numpy()
-        change = scale[1] / scale[1 + n_features :]
-        coef = coef[0] * change, coef[1] * change
+        of_columns, of_targets = scale[1 : 1 + n_features], scale[1 + n_features :]
+        coef = in_units_of(coef[0], of_columns, of_targets), in_units_of(coef[1], of_columns, of_targets)
         intercept = intercept[0] / scale[1 + n_features :], intercept[1] / scale[1 + n_features :]
     if not fit_intercept:
         return coef, intercept
