@@ -69,8 +69,8 @@ class FitStatus:
     optimality : float or None, default=None
         For losses, penalties and constraints beyond least squares and ridge, a bound on how far the objective
         is above its optimum, relative to the objective of the best constant prediction (of 0 without
-        intercept): the duality gap or, for smooth losses, what the next Newton step expects to gain. None for
-        other fits.
+        intercept): the duality gap or, for smooth losses, what the next Newton step expects to gain. The
+        largest of several targets' bounds. None for other fits.
 
     Examples
     --------

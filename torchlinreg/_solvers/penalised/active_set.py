@@ -137,7 +137,7 @@ def _solve_by_moments(
     values, gaps, is_worth = _values_and_gaps(data, minima, inside)
     rounding = rounding_of_model(columns.center, columns.spread, coef, intercept)
     gaps = (np.sqrt(2 * gaps) + rounding / data.target) ** 2 / 2
-    optimality = relative(gaps, values, _at_rest(data, inside), data.target)
+    optimality = relative(gaps, values, _at_rest(data, inside))
     if not is_worth and optimality <= max(tol, LEAST_GAP):
         proven = _are_proven(values, gaps, data.target_spread)
         return _solution(coef, intercept, optimality, Status.OPTIMAL, 1, proven)
@@ -152,7 +152,7 @@ def _refined(
     limit = MAX_STEPS if max_iter is None else min(MAX_STEPS, max_iter)
     found = refine(problem, data, source, coef, limit, max(ENOUGH * tol, LEAST_GAP**2))
     constants = _at_rest(data, data.in_units(problem.penalty))
-    optimality = relative(found.gaps, found.values, constants, data.target)
+    optimality = relative(found.gaps, found.values, constants)
     status = Status.OPTIMAL
     if not optimality <= max(tol, LEAST_GAP):
         status = Status.STUCK if limit == MAX_STEPS else Status.ITERATIONS_USED
@@ -481,7 +481,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     limit = MAX_ROUNDS if max_iter is None else max(2, max_iter)
     while True:
         gaps = candidate.gaps + _gaps_outside(products, outside, spread, is_outside, candidate.values)
-        optimality = relative(gaps, candidate.values, 0.5 * (targets.spread > 0), targets.unit)
+        optimality = relative(gaps, candidate.values, 0.5 * (targets.spread > 0))
         misplaced = is_outside & (score > UNSEEN)
         n_unrested = int((misplaced & unrested).sum())
         done = not misplaced.any() or (optimality <= tol and n_unrested == 0)
@@ -515,7 +515,7 @@ def _solve_by_working_sets(problem: Problem, tol: float, max_iter: int | None) -
     gaps += _gaps_outside(products, outside, spread, is_outside, candidate.values)
     # No objective is below 0.
     gaps = np.minimum(gaps, (np.sqrt(2 * candidate.values) + rounding) ** 2 / 2)
-    optimality = relative(gaps, candidate.values, 0.5 * (targets.spread > 0), targets.unit)
+    optimality = relative(gaps, candidate.values, 0.5 * (targets.spread > 0))
     if not done:
         status = Status.ITERATIONS_USED
     else:

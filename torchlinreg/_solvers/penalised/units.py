@@ -30,15 +30,13 @@ def in_users_units(
     return np.where(coef == inside.lower, penalty.lower, users) + 0.0
 
 
-def relative(gaps: np.ndarray, values: np.ndarray, constants: np.ndarray, target: np.ndarray) -> float:
-    """Divide the gaps of targets, each in its own unit, by the objectives of the best constants.
+def relative(gaps: np.ndarray, values: np.ndarray, constants: np.ndarray) -> float:
+    """The largest gap of a target, relative to the objective of its best constant; each in the target's unit.
 
     The objective of the solution takes that place where bounds make it the larger one.
     """
-    size = (target / target.max()) ** 2
-    scale = float(size @ np.maximum(constants, values))
-    gap = float(size @ gaps)
-    return gap / scale if scale > 0 else gap
+    scale = np.maximum(constants, values)
+    return float(np.divide(gaps, scale, out=gaps.copy(), where=scale > 0).max())
 
 
 def rounding_of_model(
