@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.exact import ExactMoments
-from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
+from torchlinreg._moments.moments import SAFE_RANGE, Frame, Moments, choose_frame
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, of_all_targets
@@ -72,6 +74,8 @@ SOLVERS = {
 }
 # Up to so many features all that NumPy and SciPy are given is small.
 SINGLE = 32
+# Products of stronger penalties with coefficients and units overflow in Newton and interior point steps.
+LARGEST_STRENGTH = 1e300
 # Where a small ridge decides among optima, its own optimum must be known to rounding.
 LEAST_TOL = 1e-18
 
@@ -116,6 +120,7 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
     if penalty.is_ridge:
         n_features = problem.blocks.n_features
         return solve_accumulated(moments, n_features, penalty.l2, problem.fit_intercept, tol)
+    _refuse_extreme(moments.frame)
     roundoff = max(EPS, moments.unit_roundoff)
     given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
 
@@ -128,7 +133,16 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
 def _refuse_extreme_units(problem: Problem) -> None:
     """Raise a ValueError where squares could over- or underflow."""
     wide = is_wide(problem)
-    frame = choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame
+    _refuse_extreme(choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame)
+    strongest = float(np.maximum(problem.penalty.l1, problem.penalty.l2).max())
+    if problem.loss.kind != "quadratic" and strongest > LARGEST_STRENGTH:
+        raise ValueError(
+            f"alpha times penalty_factor is {strongest:g}, beyond {LARGEST_STRENGTH:g}, which only the "
+            "squared error is solved for. Use smaller numbers, or bounds of 0 to leave features out."
+        )
+
+
+def _refuse_extreme(frame: Frame) -> None:
     if frame.scale is not None:
         raise ValueError(
             f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the squared "

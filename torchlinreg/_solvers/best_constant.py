@@ -46,6 +46,8 @@ def not_above_constant(problem: Problem, solution: Solution) -> Solution:
     penalty = problem.penalty
     if solution.proven or solution.status in ENDED_BY_OTHERS:
         return solution
+    if np.isinf(solution.coef).any() or np.isinf(solution.intercept).any():
+        return solution  # beyond float64, which whoever keeps it refuses
     if (penalty.lower > 0).any() or (penalty.upper < 0).any():
         return solution
     constants = _Constants.all_of(problem)
@@ -99,7 +101,7 @@ def _objectives(problem: Problem, solution: Solution, *, exact: bool) -> np.ndar
     sums = blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         coef = (solution.coef / units).T  # the penalty grows as the loss does: with the unit, or its square
-        rest = (penalty.l1 * np.abs(coef)).sum(1) / units + (penalty.l2 / 2 * coef**2).sum(1)
+        rest = (penalty.l1 * np.abs(coef)).sum(1) / units + (penalty.l2 / 2 * coef * coef).sum(1)
         return np.asarray(sums[:-1] / sums[-1] + rest)
 
 

@@ -28,7 +28,7 @@ from torchlinreg._moments.combinations import (
 )
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import Depth
-from torchlinreg._moments.moments import Frame, symmetric
+from torchlinreg._moments.moments import Frame, scale_for_ridge, symmetric
 from torchlinreg._objective.problem import Problem
 
 # A column depends on others where what they leave of it is below so many rounding errors of the data, half a
@@ -71,9 +71,12 @@ class Source(Protocol):
 
 
 def _unit_scale(
-    raw: np.ndarray, scale: torch.Tensor | None, n_intercepts: int
+    raw: np.ndarray, scale: torch.Tensor | None, n_intercepts: int, l2: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moments and scales of columns with norms about their means (about the shift without) near 1."""
+    """Moments and scales of columns with norms about their means (about the shift without) near 1.
+
+    They are less where a ridge of these strengths would overflow otherwise.
+    """
     squares = raw.diagonal().copy()
     if n_intercepts:
         centred = squares - raw[0] ** 2 / raw[0, 0]
@@ -81,7 +84,9 @@ def _unit_scale(
     factor = 1 / dd.slice_scale(np.sqrt(squares))
     factor[0] = 1.0
     old = np.ones(len(raw)) if scale is None else scale.cpu().numpy()
-    return raw * factor[:, None] * factor, old * factor
+    new = old * factor if l2 is None else scale_for_ridge(old * factor, l2, float(raw[0, 0]))
+    factor = new / old
+    return raw * factor[:, None] * factor, new
 
 
 class RowsSource:
@@ -92,7 +97,10 @@ class RowsSource:
     def __init__(self, problem: Problem) -> None:
         moments = problem.moments
         raw, scale = _unit_scale(
-            symmetric(moments.raw).cpu().numpy(), moments.frame.scale, problem.fit_intercept
+            symmetric(moments.raw).cpu().numpy(),
+            moments.frame.scale,
+            problem.fit_intercept,
+            problem.penalty.l2,
         )
         self._problem = problem
         self.frame = Frame(moments.frame.shift, torch.from_numpy(scale).to(moments.frame.shift.device))
@@ -127,8 +135,10 @@ class MomentsSource:
     all_exact = True
     n_distinct_rows = 1.0  # of which nothing is known
 
-    def __init__(self, moments: ExactMoments, n_features: int, n_intercepts: int) -> None:
-        _, scale = _unit_scale(moments.high.cpu().numpy(), moments.frame.scale, n_intercepts)
+    def __init__(
+        self, moments: ExactMoments, n_features: int, n_intercepts: int, l2: np.ndarray | None = None
+    ) -> None:
+        _, scale = _unit_scale(moments.high.cpu().numpy(), moments.frame.scale, n_intercepts, l2)
         moments = moments.with_scale(torch.from_numpy(scale).to(moments.high.device))
         self.frame = moments.frame
         self._moments = replace(moments, high=moments.high.cpu(), low=moments.low.cpu())
@@ -222,7 +232,8 @@ class Basis:
         self.origin = source.frame.shift[1:].cpu().numpy() * self.scale  # the shift in the frame
         bare = self.square.copy()
         bare[:p] = np.maximum(bare[:p] - ridge, 0.0)
-        self.raw_norm = np.sqrt(bare + self.weight_sum * (self.mean + self.origin) ** 2)  # about 0
+        from_zero = np.sqrt(self.weight_sum) * np.abs(self.mean + self.origin)
+        self.raw_norm = np.hypot(np.sqrt(bare), from_zero)  # about 0
         self.framed_norm = np.sqrt(np.maximum(raw.diagonal()[1:], 0.0))  # about the shift
         self.levels: tuple[Level, ...] = ()
 

@@ -18,6 +18,7 @@ from torchlinreg._linalg.cholesky import (
 )
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS, Depth
+from torchlinreg._moments.moments import in_units_of
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.basis import (
     COMBINATION_ERRORS,
@@ -111,6 +112,7 @@ class BasisFit:
         """Coefficients, shape (n_features, n_targets), and intercepts, shape (1, n_targets)."""
         return _in_user_units(self.basis, self.coef)
 
+    @np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
     def solution(self, solver: str, tol: float) -> Solution:
         """The fit in the user's units."""
         coef, intercept = self.in_user_units()
@@ -487,8 +489,9 @@ def _across(basis: Basis, null: DoubleDouble, weights: np.ndarray) -> np.ndarray
 
 def _in_user_units(basis: Basis, coef: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
     p = basis.n_features
-    scale, target_scale = basis.scale[:p, None], basis.scale[p:]
-    features = coef[0][1:] * scale / target_scale, coef[1][1:] * scale / target_scale
+    scale, target_scale = basis.scale[:p], basis.scale[p:]
+    high, low = (in_units_of(part[1:], scale, target_scale) for part in coef)
+    features = high, low
     zero = np.zeros((1, coef[0].shape[1]))
     if not basis.fit_intercept:
         return features, (zero, zero)
