@@ -18,7 +18,7 @@ from torchlinreg._moments.moments import SAFE_RANGE, Frame, Moments, choose_fram
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, of_all_targets
-from torchlinreg._solvers.best_constant import not_above_constant
+from torchlinreg._solvers.best_constant import not_above_constant, not_above_constant_of_moments
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.least_squares.dual import is_wide, solve_dual
 from torchlinreg._solvers.least_squares.normal_equations import solve_accumulated, solve_cholesky, solve_exact
@@ -116,6 +116,10 @@ def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> So
 
 def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
     """Least squares, with the problem's penalty, of the rows that moments were accumulated from."""
+    return not_above_constant_of_moments(problem, moments, _solve_of_moments(problem, moments, tol))
+
+
+def _solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
     penalty = problem.penalty
     if penalty.is_ridge:
         n_features = problem.blocks.n_features
