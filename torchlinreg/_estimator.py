@@ -25,12 +25,7 @@ from torchlinreg._checks import as_numbers, check_flag, check_number, check_stre
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
 from torchlinreg._moments.accumulated import to_device
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
-from torchlinreg._moments.moments import (
-    LARGEST_MOMENT,
-    Moments,
-    choose_frame,
-    frame_of_all,
-)
+from torchlinreg._moments.moments import Moments, choose_frame, frame_of_all
 from torchlinreg._objective.penalty import penalty_of
 from torchlinreg._objective.problem import Problem, moments_to_keep
 from torchlinreg._objective.solution import FitStatus, Solution, Status, of_all_targets
@@ -725,14 +720,15 @@ class TorchLinearRegressor(
         """Moments of the rows before and these, about the shift that the first rows chose."""
         blocks = problem.blocks
         if before is None:
-            shift = choose_frame(blocks, fit_intercept=bool(self.fit_intercept)).shift
+            frame = choose_frame(blocks, fit_intercept=bool(self.fit_intercept))
         else:
             before = to_device(before, blocks.device)
-            shift = before.frame.shift
-        of = ExactMomentsOf(frame_of_all(blocks, shift))
-        moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
-        if not float(moments.high.abs().max()) < LARGEST_MOMENT:
+            frame = before.frame
+        moments = blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
+        if not moments.is_sound:
             blocks.raise_if_not_finite(type(self).__name__)
+            of = ExactMomentsOf(frame_of_all(blocks, frame.shift))
+            moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         return moments if before is None else ExactMoments.merge(before, moments)
 
     def _keep(self, solution: Solution, problem: Problem, extra_frames: int = 0) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from torchlinreg._data.rows import Block
 from torchlinreg._linalg import double_double as dd
-from torchlinreg._moments.moments import Frame, Moments, symmetric
+from torchlinreg._moments.moments import Frame, Moments, is_sound, symmetric
 
 N_SLICES = 5
 # Products of slices i and j are of the order of 2**(-22 (i + j)); those beyond this level are dropped.
@@ -148,6 +148,11 @@ class ExactMoments:
         high, low = dd.add((a.high, a.low), (b.high, b.low))
         roundoff = max(a.unit_roundoff, b.unit_roundoff)
         return ExactMoments(a.frame, high, low, a.n_samples + b.n_samples, roundoff)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
+        return is_sound(self.high.cpu().numpy())
 
     def with_scale(self, scale: torch.Tensor | None) -> ExactMoments:
         """The same moments in a frame with other powers of two, or none."""

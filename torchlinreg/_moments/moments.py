@@ -191,12 +191,7 @@ class Moments:
     @property
     def is_sound(self) -> bool:
         """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
-        raw = self._on_host
-        squares = raw.diagonal()
-        if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
-            return False
-        small = squares < SMALLEST_SQUARES
-        return not (small.any() and (raw[0][small] != 0).any())
+        return is_sound(self._on_host)
 
     def with_scale(self, scale: torch.Tensor) -> Moments:
         """The same moments in a frame with other powers of two."""
@@ -271,6 +266,15 @@ def _extremes(blocks: RowBlocks, index: np.ndarray) -> tuple[np.ndarray, np.ndar
     of_features = blocks.columns(torch.from_numpy(features))
     least, largest = of_features.map_reduce(of, torch.maximum, dense=True).cpu().numpy()
     return -least, largest
+
+
+def is_sound(raw: np.ndarray) -> bool:
+    """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
+    squares = raw.diagonal()
+    if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
+        return False
+    small = squares < SMALLEST_SQUARES
+    return not (small.any() and (raw[0][small] != 0).any())
 
 
 class MomentsOf:
