@@ -184,14 +184,15 @@ class Moments:
         return Moments(a.frame, a.raw + b.raw, a.n_samples + b.n_samples, roundoff)
 
     @cached_property
-    def _on_host(self) -> np.ndarray:
+    def on_host(self) -> np.ndarray:
+        """`raw` on the CPU."""
         raw: np.ndarray = self.raw.cpu().numpy()
         return raw
 
     @property
     def is_sound(self) -> bool:
         """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
-        return is_sound(self._on_host)
+        return is_sound(self.on_host)
 
     def with_scale(self, scale: torch.Tensor) -> Moments:
         """The same moments in a frame with other powers of two."""
@@ -201,7 +202,9 @@ class Moments:
 
     def for_ridge(self, l2: np.ndarray) -> Moments:
         """Moments in a frame in which a ridge of these strengths, per weight, does not overflow."""
-        frame = frame_for_ridge(self.frame, l2, float(self.raw[0, 0]))
+        if not l2.any():
+            return self
+        frame = frame_for_ridge(self.frame, l2, float(self.on_host[0, 0]))
         if frame.scale is None or frame is self.frame:
             return self
         return self.with_scale(frame.scale)
@@ -209,7 +212,7 @@ class Moments:
     @property
     def far_columns(self) -> np.ndarray:
         """Columns of x and y whose squares about the shift are `FAR` above those about their mean."""
-        raw = self._on_host
+        raw = self.on_host
         mean = raw[0, 1:] / raw[0, 0]
         square = raw.diagonal()[1:] / raw[0, 0]
         far: np.ndarray = (~(square - mean**2 > square / FAR) & (square > 0)).nonzero()[0]

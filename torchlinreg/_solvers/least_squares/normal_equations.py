@@ -236,9 +236,9 @@ def fit_moments(problem: Problem) -> Fit | None:
     n_features = problem.blocks.n_features
     # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0, as is
     # that of the least penalty.
-    varies = moments.raw.diagonal().cpu().numpy()[1 : 1 + n_features] > 0
+    varies = moments.on_host.diagonal()[1 : 1 + n_features] > 0
     moments = moments.for_ridge(problem.penalty.l2)
-    raw = moments.raw.cpu().numpy()
+    raw = moments.on_host
     weight_sum = raw[0, 0]
     sums = raw[0, 1:]
     offset = sums / weight_sum if problem.fit_intercept else None
@@ -297,6 +297,8 @@ def fit_moments(problem: Problem) -> Fit | None:
 
 def ridge_of(frame: Frame, l2: np.ndarray, weight_sum: float) -> np.ndarray:
     """What the penalty adds to the Gram matrix's diagonal, in the units of the frame."""
+    if not l2.any():
+        return l2
     mantissa, exponent = np.frexp(l2)
     of_weights, power = np.frexp(weight_sum)
     scale = shift_and_scale(frame)[1][1 : 1 + len(l2)]
