@@ -11,6 +11,7 @@ A ridge adds rows ``sqrt(ridge_j) e_j`` to x, and so ``w' diag(ridge) w`` to squ
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,6 +31,7 @@ from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import Depth
 from torchlinreg._moments.moments import Frame, scale_for_ridge, symmetric
 from torchlinreg._objective.problem import Problem
+from torchlinreg._solvers.least_squares.dominant_rows import UnfittedSquares, has_dominant_rows
 
 # A column depends on others where what they leave of it is below so many rounding errors of the data, half a
 # unit in the last place of each. Of dependences as users make them (degrees in two scales, shares of a whole,
@@ -67,6 +69,10 @@ class Source(Protocol):
         self, design: np.ndarray, responses: np.ndarray, coef: DoubleDouble, depth: Depth
     ) -> DoubleDouble:
         """``design.T @ (responses - design @ coef)`` of columns of the frame."""
+        ...
+
+    def unfitted_norm(self, basis: Basis) -> np.ndarray | None:
+        """Norms about 0 of columns without what the basis fits of rows on their own; None if that is none."""
         ...
 
 
@@ -128,6 +134,36 @@ class RowsSource:
     ) -> DoubleDouble:
         return self._problem.exact_gradient(self.frame, design, responses, coef, depth)
 
+    def unfitted_norm(self, basis: Basis) -> np.ndarray | None:
+        """See `Source`; a pass for each basis, if rows are of very different size."""
+        if not self._has_dominant_rows:
+            return None
+        shift, scale = self._features_frame
+        of = UnfittedSquares(
+            basis=torch.from_numpy(basis.whitening()).to(shift.device),
+            shift=shift,
+            scale=scale,
+            of_intercept=basis.fit_intercept / basis.weight_sum,
+        )
+        squares: torch.Tensor = self._problem.blocks.map_reduce(of, torch.add, dense=True)
+        return squares.sqrt().cpu().numpy()
+
+    @cached_property
+    def _has_dominant_rows(self) -> bool:
+        shift, scale = self._features_frame
+        origin = (shift * scale).cpu().numpy()
+        features = slice(1, 1 + self.n_features)
+        moved = origin * (2 * self.raw[0, features] + origin * self.raw[0, 0])
+        square = self.raw.diagonal()[features] + moved  # about 0
+        return has_dominant_rows(self._problem.blocks, scale, torch.from_numpy(square).to(scale.device))
+
+    @property
+    def _features_frame(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shifts and scales of the features."""
+        features = slice(1, 1 + self.n_features)
+        assert self.frame.scale is not None
+        return self.frame.shift[features], self.frame.scale[features]
+
 
 class MomentsSource:
     """`Source` of moments whose rows are gone."""
@@ -159,6 +195,10 @@ class MomentsSource:
         gram, cross = np.ix_(design, design), np.ix_(design, responses)
         explained = dd.matmul((high[gram], low[gram]), coef)
         return dd.add((high[cross], low[cross]), dd.negative(explained))
+
+    def unfitted_norm(self, basis: Basis) -> np.ndarray | None:
+        """See `Source`; of rows that are gone nothing is known."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -236,6 +276,8 @@ class Basis:
         self.raw_norm = np.hypot(np.sqrt(bare), from_zero)  # about 0
         self.framed_norm = np.sqrt(np.maximum(raw.diagonal()[1:], 0.0))  # about the shift
         self.levels: tuple[Level, ...] = ()
+        self.noisy_norm = self.raw_norm[:p]  # of what rounding of the data is relative to
+        self._follow_dominant_rows()
 
     @property
     def rank(self) -> int:
@@ -258,7 +300,7 @@ class Basis:
 
     def noise(self, weights: DoubleDouble) -> np.ndarray:
         """Norm of what rounding of the data, by half a unit in the last place, makes of combinations."""
-        raw = np.sqrt(((weights[0][1:] * self.raw_norm[: self.n_features, None]) ** 2).sum(0))
+        raw = np.sqrt(((weights[0][1:] * self.noisy_norm[:, None]) ** 2).sum(0))
         return self.noise_of_terms(raw, self._terms(weights))
 
     def noise_of_terms(self, raw: np.ndarray, framed: np.ndarray) -> np.ndarray:
@@ -268,6 +310,10 @@ class Basis:
     def _terms(self, weights: DoubleDouble) -> np.ndarray:
         """Norms of the terms that combinations are added up from."""
         return np.sqrt(((weights[0][1:] * self.framed_norm[: self.n_features, None]) ** 2).sum(0))
+
+    def least_error(self, weights: DoubleDouble) -> np.ndarray:
+        """Norm of the errors of combinations whose terms are as many slices as there are."""
+        return min(COMBINATION_ERRORS.values()) * self._terms(weights)
 
     def combination_error(self, weights: DoubleDouble, n_slices: int) -> np.ndarray:
         """Norm of the errors that combinations are formed with."""
@@ -341,6 +387,13 @@ class Basis:
     def with_level(self, level: Level) -> None:
         """Take another level in."""
         self.levels = (*self.levels, level)
+        self._follow_dominant_rows()
+
+    def _follow_dominant_rows(self) -> None:
+        """Leave out of the noise what the basis fits of rows on their own, if the source knows rows."""
+        norm = self.source.unfitted_norm(self)
+        if norm is not None:
+            self.noisy_norm = norm
 
     def step(self, gradient: DoubleDouble) -> tuple[DoubleDouble, np.ndarray]:
         """What takes a gradient over ``[1, x]`` to 0: weights, and the norms of the predictions' change."""
@@ -364,7 +417,7 @@ class Basis:
 
     def whitening(self) -> np.ndarray:
         """Weights of orthonormal combinations that span the basis; shape: (1 + n_features, rank)."""
-        parts = []
+        parts = [np.zeros((1 + self.n_features, 0))]
         for level in self.levels:
             inverse = np.triu(inverse_of_upper(level.upper)) / level.norm[:, None]
             if level.weights is not None:

@@ -103,9 +103,10 @@ class BasisFit:
             largest, smallest = extreme_singular_values(basis.levels[0].upper)
             return largest / smallest
         own = np.concatenate([level.own for level in basis.levels])
-        norm = np.sqrt(basis.square[own])
-        forward = self.inverse[:, own] * basis.scale[own] / norm
+        forward = self.inverse[:, own] * basis.scale[own]
+        norm = np.linalg.norm(forward, axis=0)
         backward = norm[:, None] * basis.whitening()[1 + own]
+        forward /= norm
         return largest_singular_value(forward) * largest_singular_value(backward)
 
     def in_user_units(self) -> tuple[DoubleDouble, DoubleDouble]:
@@ -181,7 +182,8 @@ def fit_on_basis(
 def _fit(search: Search, tol: float, limit: int) -> BasisFit:
     in_levels = len(search.basis.levels) > 1
     found = None if search.basis.source.all_exact or in_levels else _fit_by_sums(search, tol)
-    return found or _fit_by_gradients(search, tol, limit)
+    found = found or _fit_by_gradients(search, tol, limit)
+    return found if search.is_complete else replace(found, error=1.0)
 
 
 def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
