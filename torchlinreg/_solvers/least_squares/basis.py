@@ -153,9 +153,10 @@ class RowsSource:
         shift, scale = self._features_frame
         origin = (shift * scale).cpu().numpy()
         features = slice(1, 1 + self.n_features)
-        moved = origin * (2 * self.raw[0, features] + origin * self.raw[0, 0])
-        square = self.raw.diagonal()[features] + moved  # about 0
-        return has_dominant_rows(self._problem.blocks, scale, torch.from_numpy(square).to(scale.device))
+        weight_sum, sums, square = self.raw[0, 0], self.raw[0, features], self.raw.diagonal()[features]
+        about_mean = np.sqrt(np.maximum(square - sums * (sums / weight_sum), 0.0))
+        about_zero = np.hypot(about_mean, np.sqrt(weight_sum) * (sums / weight_sum + origin))
+        return has_dominant_rows(self._problem.blocks, scale, torch.from_numpy(about_zero).to(scale.device))
 
     @property
     def _features_frame(self) -> tuple[torch.Tensor, torch.Tensor]:

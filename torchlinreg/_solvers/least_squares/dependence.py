@@ -172,7 +172,7 @@ def _first_level(basis: Basis, among: np.ndarray, *, in_order: bool) -> Columns:
     alive = np.zeros(p, dtype=bool)
     unseen = norm <= np.sqrt(basis.source.roundoff) * framed
     alive[among] = ((norm > DEPENDENT * basis.noise_of_terms(basis.noisy_norm, framed)) | unseen)[among]
-    alive &= framed > 0
+    alive &= (framed > 0) | (norm > 0)
     unsound = (alive & ~sound).nonzero()[0]
     alive = (alive & sound).nonzero()[0]
     least_pivot = float(least[alive].max(initial=LEAST_PIVOT))

@@ -22,8 +22,8 @@ SAMPLE_ROWS = 1024
 LEAST_SHARE = 1e-6
 
 
-def has_dominant_rows(blocks: RowBlocks, scale: torch.Tensor, square: torch.Tensor) -> bool:
-    """Whether a few rows make up most of a column, by its sum of squares and a sample of rows, scaled."""
+def has_dominant_rows(blocks: RowBlocks, scale: torch.Tensor, norm: torch.Tensor) -> bool:
+    """Whether a few rows make up most of a column, by its norm and a sample of rows, scaled."""
     n_sampled = min(blocks.n_samples, SAMPLE_ROWS)
     index = torch.linspace(0, blocks.n_samples - 1, n_sampled, dtype=torch.float64).round().to(torch.int64)
     sample = blocks.gather(index)
@@ -31,7 +31,7 @@ def has_dominant_rows(blocks: RowBlocks, scale: torch.Tensor, square: torch.Tens
     counts = (size > 0).sum(0)
     logarithms = torch.where(size > 0, size.log(), 0.0).sum(0) / counts.clamp(min=1)
     n_counted = counts * (blocks.n_samples / n_sampled)
-    return bool((square > DOMINANT * n_counted * (2 * logarithms).exp())[counts > 0].any())
+    return bool((norm > (DOMINANT * n_counted).sqrt() * logarithms.exp())[counts > 0].any())
 
 
 @dataclass(frozen=True)
