@@ -533,7 +533,9 @@ class TorchLinearRegressor(
         intercept = np.asarray(self.intercept_, dtype=dtype)
         predict = _predict_on_cpu if blocks.device.type == "cpu" else _predict_on_device
         result = predict(blocks, coef, intercept)
-        if not math.isfinite(result.sum()):
+        with np.errstate(over="ignore"):
+            total = result.sum()
+        if not math.isfinite(total):
             blocks.raise_if_not_finite(type(self).__name__)
         result = result[:, 0] if self.coef_.ndim == 1 else result
         return torch.as_tensor(result, device=blocks.device) if isinstance(X, torch.Tensor) else result

@@ -11,7 +11,6 @@ A ridge adds rows ``sqrt(ridge_j) e_j`` to x, and so ``w' diag(ridge) w`` to squ
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -114,6 +113,7 @@ class RowsSource:
         self.n_features = problem.blocks.n_features
         self.roundoff = moments.roundoff
         self.all_exact = problem.is_small
+        self._has_dominant_rows: bool | None = None  # once it is asked for
 
     @property
     def n_distinct_rows(self) -> float:
@@ -136,27 +136,22 @@ class RowsSource:
 
     def unfitted_norm(self, basis: Basis) -> np.ndarray | None:
         """See `Source`; a pass for each basis, if rows are of very different size."""
+        shift, scale = self._features_frame
+        norm = torch.from_numpy(basis.raw_norm[: self.n_features]).to(scale.device)
+        norm = torch.where(norm > 0, norm, 1.0)
+        if self._has_dominant_rows is None:
+            self._has_dominant_rows = has_dominant_rows(self._problem.blocks, scale / norm)
         if not self._has_dominant_rows:
             return None
-        shift, scale = self._features_frame
         of = UnfittedSquares(
             basis=torch.from_numpy(basis.whitening()).to(shift.device),
             shift=shift,
             scale=scale,
+            unit=scale / norm,
             of_intercept=basis.fit_intercept / basis.weight_sum,
         )
         squares: torch.Tensor = self._problem.blocks.map_reduce(of, torch.add, dense=True)
-        return squares.sqrt().cpu().numpy()
-
-    @cached_property
-    def _has_dominant_rows(self) -> bool:
-        shift, scale = self._features_frame
-        origin = (shift * scale).cpu().numpy()
-        features = slice(1, 1 + self.n_features)
-        weight_sum, sums, square = self.raw[0, 0], self.raw[0, features], self.raw.diagonal()[features]
-        about_mean = np.sqrt(np.maximum(square - sums * (sums / weight_sum), 0.0))
-        about_zero = np.hypot(about_mean, np.sqrt(weight_sum) * (sums / weight_sum + origin))
-        return has_dominant_rows(self._problem.blocks, scale, torch.from_numpy(about_zero).to(scale.device))
+        return (norm * squares.sqrt()).cpu().numpy()
 
     @property
     def _features_frame(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -513,7 +513,8 @@ def _in_user_units(basis: Basis, coef: DoubleDouble) -> tuple[DoubleDouble, Doub
     zero = np.zeros((1, coef[0].shape[1]))
     if not basis.fit_intercept:
         return features, (zero, zero)
-    origin = basis.origin[None, :p]
+    # Constant columns may be too large to be split.
+    origin = np.where(coef[0][1:].any(1), basis.origin[:p], 0.0)[None]
     moved = dd.matmul((origin, np.zeros_like(origin)), (coef[0][1:], coef[1][1:]))
     seen = dd.add((coef[0][:1], coef[1][:1]), (basis.origin[None, p:], zero))
     intercept = dd.add(seen, dd.negative(moved))

@@ -22,8 +22,8 @@ SAMPLE_ROWS = 1024
 LEAST_SHARE = 1e-6
 
 
-def has_dominant_rows(blocks: RowBlocks, scale: torch.Tensor, norm: torch.Tensor) -> bool:
-    """Whether a few rows make up most of a column, by its norm and a sample of rows, scaled."""
+def has_dominant_rows(blocks: RowBlocks, scale: torch.Tensor) -> bool:
+    """Whether a few rows make up most of a column, by a sample of rows times scales of unit sums of squares."""
     n_sampled = min(blocks.n_samples, SAMPLE_ROWS)
     index = torch.linspace(0, blocks.n_samples - 1, n_sampled, dtype=torch.float64).round().to(torch.int64)
     sample = blocks.gather(index)
@@ -31,12 +31,12 @@ def has_dominant_rows(blocks: RowBlocks, scale: torch.Tensor, norm: torch.Tensor
     counts = (size > 0).sum(0)
     logarithms = torch.where(size > 0, size.log(), 0.0).sum(0) / counts.clamp(min=1)
     n_counted = counts * (blocks.n_samples / n_sampled)
-    return bool((norm > (DOMINANT * n_counted).sqrt() * logarithms.exp())[counts > 0].any())
+    return bool((DOMINANT * n_counted * (2 * logarithms).exp() < 1)[counts > 0].any())
 
 
 @dataclass(frozen=True)
 class UnfittedSquares:
-    """Sums over a block of ``weight (1 - leverage) (x scale)^2``.
+    """Sums over a block of ``weight (1 - leverage) (x unit)^2``.
 
     Leverages are those of ``[1, (x - shift) scale] @ basis`` and, if there is one, the intercept.
     """
@@ -44,6 +44,7 @@ class UnfittedSquares:
     basis: torch.Tensor  # orthonormal for the weighted rows; shape: (1 + n_features, rank)
     shift: torch.Tensor  # shape: (n_features,)
     scale: torch.Tensor  # shape: (n_features,)
+    unit: torch.Tensor  # shape: (n_features,)
     of_intercept: float  # leverage of a row of weight 1 for the intercept alone
 
     def __call__(self, block: Block) -> torch.Tensor:
@@ -51,7 +52,7 @@ class UnfittedSquares:
         inside = self.basis[0] + ((rows - self.shift) * self.scale) @ self.basis[1:]
         share = 1 - weight * (inside.square().sum(1) + self.of_intercept)
         share = torch.where(share > LEAST_SHARE, share, 0.0)
-        return (weight * share) @ (rows * self.scale).square()
+        return (weight * share) @ (rows * self.unit).square()
 
 
 def _rows(block: Block) -> torch.Tensor:
