@@ -72,11 +72,30 @@ def test_ridge_of_extreme_columns(way, scale, alpha, only_first):
     assert reg.status_.name == "OPTIMAL"
 
 
-def test_the_strongest_ridge():
-    X, y = data()
+@pytest.mark.parametrize("shape", [(8, 2), (4, 6)])
+def test_the_strongest_ridge(shape):
+    X, y = data(*shape)
     reg = TorchLinearRegressor(alpha=1e308).fit(X, y)
     np.testing.assert_allclose(reg.coef_, truth(X, y, 1e308), rtol=1e-11, atol=1e-323)
     assert reg.intercept_ == pytest.approx(y.mean())
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-150, 1e150, 1e200])
+def test_wide_ridge_of_extreme_columns(scale):
+    X, y = data(3, 5)
+    reg = TorchLinearRegressor(alpha=0.1).fit(scale * X, y)
+    np.testing.assert_allclose(reg.coef_, truth(scale * X, y, 0.1), rtol=1e-11)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("alpha", [1e-6, 0.1, 10.0])
+@pytest.mark.parametrize("span", [1, 20, 80, 150, 160, 300])
+def test_wide_ridge_with_weights_of_any_size(span, alpha, fit_intercept):
+    X, y = data(4, 6)
+    weight = 10.0 ** np.random.default_rng(span).uniform(-span, span, 4)
+    reg = TorchLinearRegressor(alpha=alpha, fit_intercept=fit_intercept).fit(X, y, weight)
+    np.testing.assert_allclose(reg.coef_, truth(X, y, alpha, weight, fit_intercept), rtol=1e-11)
+    assert reg.status_.name == "OPTIMAL"
 
 
 @pytest.mark.parametrize("lightest", [1e-50, 1e-150, 1e-200])
@@ -87,8 +106,9 @@ def test_coefficients_that_only_light_rows_see(lightest):
     np.testing.assert_allclose(reg.coef_, truth(X, [1.0, 2.0, 3.0], 0.1, weight, False), rtol=1e-12)
 
 
-def test_coefficients_beyond_float64_are_refused():
-    X, y = data()
+@pytest.mark.parametrize("shape", [(8, 2), (4, 6)])
+def test_coefficients_beyond_float64_are_refused(shape):
+    X, y = data(*shape)
     with pytest.raises(ValueError, match="exceed float64"):
         TorchLinearRegressor().fit(1e-300 * X, 1e200 * y)
 
