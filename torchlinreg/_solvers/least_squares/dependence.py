@@ -136,7 +136,7 @@ def _judge(
     settled = norm**2 > (1 - UNSETTLED) * square
     dependent = np.where(settled, norm, np.sqrt(np.maximum(square, 0.0))) <= DEPENDENT * noise
     error = basis.least_error(candidates.weights)
-    hidden = (norm <= FLOOR * error) & ~(dependent & (error <= DEPENDENT * noise))
+    hidden = settled & (norm <= FLOOR * error) & ~(dependent & (error <= DEPENDENT * noise))
     dependent &= ~hidden
     blurred = np.zeros(len(norm), dtype=bool)
     if not n_slices:

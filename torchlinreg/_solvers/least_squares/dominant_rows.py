@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block, RowBlocks
@@ -23,9 +24,9 @@ LEAST_SHARE = 1e-6
 
 
 def has_dominant_rows(blocks: RowBlocks, scale: torch.Tensor) -> bool:
-    """Whether a few rows make up most of a column, by a sample of rows times scales of unit sums of squares."""
+    """Whether a few rows make up most of a column, by a sample of rows, scaled to unit norms."""
     n_sampled = min(blocks.n_samples, SAMPLE_ROWS)
-    index = torch.linspace(0, blocks.n_samples - 1, n_sampled, dtype=torch.float64).round().to(torch.int64)
+    index = torch.from_numpy(np.linspace(0, blocks.n_samples - 1, n_sampled).round().astype(np.int64))
     sample = blocks.gather(index)
     size = (_rows(sample) * scale).abs() * _weight(sample).sqrt()[:, None]
     counts = (size > 0).sum(0)
