@@ -1,0 +1,121 @@
+"""How far a point may be above the optimum, from values and first derivatives of the rows alone.
+
+With a slope ``lam_i`` of each row and a line of that slope that its loss is nowhere below, the lines make a
+lower bound of the objective if ``sum_i share_i lam_i a_i`` and the slopes of the penalty add up to 0. Tangents
+on both sides of a prediction are such lines, and so is their mean of slope ``lam_i``. Where the kinks are need
+not be known, nor second derivatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchlinreg._linalg.cholesky import solve_positive
+from torchlinreg._solvers.proximal_newton.convex import Convex
+from torchlinreg._solvers.proximal_newton.points import ULP, RowLosses
+
+# Rows at kinks are as stiff as so many times a typical curvature, of which the largest counts up to a limit.
+STIFF, LARGEST_BEND = 1e7, 1e3
+# Steps of Newton's method with these; the second one takes away the rounding of the first.
+STEPS = 2
+# Singular values of their matrices below this, relatively, are rounding.
+LEAST_DAMPING = 1e-13
+# Tangents are taken this far on both sides of a prediction: in typical residuals; in units in the last place
+# at a kink; and so many times as far as the curvature says, at least so much of a typical one.
+WIDTH, AT_KINK, BEYOND, LEAST_BEND = 1e-9, 16, 2.0, 1e-3
+# They are moved outwards by this factor until the slope lies between theirs.
+WIDER, MOST_WIDER = 4.0, 30
+
+
+@dataclass(frozen=True)
+class Certified:
+    """A point and a bound on its objective above the optimum."""
+
+    theta: np.ndarray
+    objective: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What is known of an optimum: each row's slope and curvature there, and the rows that are at kinks."""
+
+    theta: np.ndarray
+    slope: Tensor  # shape: (n_rows,)
+    curvature: Tensor  # shape: (n_rows,)
+    prediction: Tensor  # of a kink, where the row is at one; NaN elsewhere; shape: (n_rows,)
+
+
+def certify(problem: Convex, guess: Guess) -> Certified:
+    """The point nearby where the guessed slopes balance each other, and how far it may be off."""
+    losses, share = problem.losses, problem.share
+    bend, held = losses.bend, ~torch.isnan(guess.prediction)
+    largest = float(guess.curvature.max().clamp(max=LARGEST_BEND * bend))
+    stiffness = torch.where(held, STIFF * (bend + largest), guess.curvature)
+    theta, slope, missing = _balanced(problem, guess, stiffness)
+    prediction = problem.predict(theta)
+    value, first = losses.loss.value(prediction, losses.y), guess.slope
+    off = (losses.loss.derivative(prediction, losses.y) - slope).abs().nan_to_num(nan=0.0, posinf=0.0)
+    width = WIDTH * losses.spread + BEYOND * off / guess.curvature.clamp(min=LEAST_BEND * bend)
+    width = torch.where(held, 2 * (prediction - guess.prediction).abs(), width)
+    width += AT_KINK * ULP * torch.maximum(prediction.abs(), losses.y.abs())
+    above, missed = _above_tangents(losses, prediction, value, slope, width)
+    left = float(share @ missed) + missing
+    gap = float(share @ above.abs()) + left * losses.spread
+    return Certified(theta, problem.objective(theta, value), gap if np.isfinite(gap) else np.inf)
+
+
+def _balanced(problem: Convex, guess: Guess, stiffness: Tensor) -> tuple[np.ndarray, Tensor, float]:
+    """The point and slopes where these balance the penalty, by Newton steps; what is missing of that.
+
+    Slopes change as the stiffness says, so that they balance whatever it is.
+    """
+    theta, slope = guess.theta, guess.slope
+    low, high = problem.subgradients(theta)
+    moving = low == high
+    hessian = problem.hessian(stiffness)[np.ix_(moving, moving)]
+    own = hessian.diagonal()
+    hessian = hessian + np.diag(
+        LEAST_DAMPING * np.maximum(own, LEAST_DAMPING * own.max(initial=0.0) + LEAST_DAMPING)
+    )
+    for _ in range(STEPS if moving.any() else 0):
+        gradient = problem.gradient(theta, slope)[moving] + low[moving]
+        step = np.zeros(len(theta))
+        step[moving] = -solve_positive(hessian, gradient, LEAST_DAMPING)
+        moved = problem.feasible(theta + step)
+        # Signs stay as they are, for which the slopes of the l1 penalty are.
+        moved = np.where((problem.l1 > 0) & (moved * theta < 0), theta, moved)
+        slope = slope + stiffness * problem.predict(moved - theta)
+        theta = moved
+    gradient = problem.gradient(theta, slope)
+    missing = gradient + np.clip(-gradient, low, high)
+    return theta, slope, float(np.abs(missing).sum())
+
+
+def _above_tangents(
+    losses: RowLosses, prediction: Tensor, value: Tensor, slope: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """How far each loss is above a line of this slope that it is nowhere below, and how far the slope is
+    beyond those of all tangents."""
+    width = width.clone()
+    low, high = losses.lines(prediction - width), losses.lines(prediction + width)
+    for _ in range(MOST_WIDER):
+        missed = torch.maximum(low.first - slope, slope - high.first).clamp(min=0.0)
+        wide = (missed > 8 * ULP * (low.first.abs() + high.first.abs())).nonzero()[:, 0]
+        if not len(wide):
+            break
+        width[wide] *= WIDER
+        part = losses.of_rows(wide)
+        low.numbers[:, wide] = part.lines(prediction[wide] - width[wide]).numbers
+        high.numbers[:, wide] = part.lines(prediction[wide] + width[wide]).numbers
+    missed = torch.maximum(low.first - slope, slope - high.first).clamp(min=0.0)
+    rise = high.first - low.first
+    mix = torch.where(rise > 0, ((high.first - slope) / rise).clamp(0.0, 1.0), 0.5)
+    below = low.value + low.first * (prediction - low.prediction)
+    above = high.value + high.first * (prediction - high.prediction)
+    line = torch.where(mix == 1, below, torch.where(mix == 0, above, mix * below + (1 - mix) * above))
+    return value - line, missed
