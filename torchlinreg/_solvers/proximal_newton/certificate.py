@@ -86,11 +86,12 @@ def _balanced(problem: Convex, guess: Guess, stiffness: Tensor) -> tuple[np.ndar
         gradient = problem.gradient(theta, slope)[moving] + low[moving]
         step = np.zeros(len(theta))
         step[moving] = -solve_positive(hessian, gradient, LEAST_DAMPING)
-        moved = problem.feasible(theta + step)
-        # Signs stay as they are, for which the slopes of the l1 penalty are.
-        moved = np.where((problem.l1 > 0) & (moved * theta < 0), theta, moved)
-        slope = slope + stiffness * problem.predict(moved - theta)
-        theta = moved
+        # Within the bounds, and with the signs for which the slopes of the l1 penalty are.
+        stays = (theta + step < problem.lower) | (theta + step > problem.upper)
+        step[stays | (problem.l1 > 0) & ((theta + step) * theta < 0)] = 0.0
+        # A step too small to change theta changes the slopes of stiff rows all the same.
+        slope = slope + stiffness * problem.predict(step)
+        theta = theta + step
     gradient = problem.gradient(theta, slope)
     missing = gradient + np.clip(-gradient, low, high)
     return theta, slope, float(np.abs(missing).sum())

@@ -25,8 +25,9 @@ NO_JUMP = 1e-11
 MOST_PROBES, HALVED_EVERY = 120, 4
 # Brackets this close to each other, in units in the last place, hold the same kink.
 SAME = 64
-# The rise is looked at in so many intervals of a row, up to so many typical errors from its target.
-INTERVALS, REACH = 16, 8.0
+# The rise is looked at in so many intervals of a row, finer near its target, and up to so many typical errors
+# away. In wide intervals, curvature explains too much.
+INTERVALS, REACH = 32, 8.0
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,13 @@ def brackets(kinks: Kinks, row: Tensor, low: Points, high: Points) -> tuple[Tens
 def has_kinks(losses: RowLosses) -> bool:
     """Whether a kink is found about the targets of these rows; a few calls of the loss for smooth ones."""
     n_rows = len(losses.y)
-    steps = torch.linspace(-REACH, REACH, INTERVALS + 1, dtype=torch.float64, device=losses.y.device)
+    steps = REACH * torch.linspace(-1, 1, INTERVALS + 1, dtype=torch.float64, device=losses.y.device) ** 3
     row = torch.arange(n_rows, device=losses.y.device).repeat(INTERVALS + 1)
     steps = steps.repeat_interleave(n_rows)
     points = losses.of_rows(row).at(losses.y[row] + losses.spread * steps)
-    first, last = torch.arange(len(row), device=row.device)[: -n_rows], n_rows
-    low, high = points[first], points[first + last]
+    low, high = Points(points.numbers[:, :-n_rows]), Points(points.numbers[:, n_rows:])
     usable = low.is_finite & high.is_finite
-    return len(find_kinks(losses, row[first][usable], low[usable], high[usable])) > 0
+    return len(find_kinks(losses, row[:-n_rows][usable], low[usable], high[usable])) > 0
 
 
 def _order(row: Tensor, position: Tensor) -> Tensor:
