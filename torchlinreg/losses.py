@@ -128,6 +128,23 @@ class Loss:
             self.curvature(prediction, target),
         )
 
+    def tangent(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and derivative of each element.
+
+        Parameters
+        ----------
+        prediction : Tensor
+            Predictions.
+        target : Tensor
+            Targets, of the same shape.
+
+        Returns
+        -------
+        tuple of Tensor
+            Two, of that shape.
+        """
+        return self.value(prediction, target), self.derivative(prediction, target)
+
     def derivative_by_scale(self, residual: Tensor) -> Tensor:
         """The derivative of ``s * loss(residual / s)`` by `s`, at 1, for losses that estimate a scale.
 
@@ -557,6 +574,11 @@ class CallableLoss(Loss):
                 "with the others. Each loss may depend on its own prediction and target only; leave sums and "
                 "means to the estimator."
             )
+
+    def tangent(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Loss`; from one call of the function."""
+        value, first = self._traced(prediction, target)
+        return value, first
 
     def _traced(self, prediction: Tensor, target: Tensor, *, twice: bool = False) -> list[Tensor]:
         """Value and derivative, and `twice` the curvature.

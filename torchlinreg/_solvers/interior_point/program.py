@@ -24,9 +24,12 @@ from torchlinreg.losses import PiecewiseLinear
 
 
 class Rows:
-    """Rows of a design, as one tensor or block by block."""
+    """Rows of a design, as one tensor or block by block.
 
-    def __init__(self, blocks: RowBlocks) -> None:
+    With `keeps_columns` a copy makes their products with vectors faster, if there are more than a few.
+    """
+
+    def __init__(self, blocks: RowBlocks, *, keeps_columns: bool = True) -> None:
         self.n_samples, self.n_columns = blocks.n_samples, blocks.n_features
         self.device = blocks.device
         self._blocks = blocks
@@ -34,7 +37,7 @@ class Rows:
         if blocks.in_place:
             self._whole = next(blocks.large(blocks.n_samples)).X
             assert self._whole is not None
-            self._columns = self._whole.T.contiguous()  # whose products with vectors are faster by far
+            self._columns = self._whole.T.contiguous() if keeps_columns else self._whole.T
         self._upper_gram = UpperGram(self.n_columns, self.device)
 
     def _parts(self) -> Iterator[tuple[slice, torch.Tensor]]:

@@ -88,7 +88,12 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         by_rows = ByRows(problem, design, shift)
     ends = [
         _solve_target(
-            Objective(design, problem.loss, target), by_rows, robust_start, smallest_scale[target], tol, max_iter
+            Objective(design, problem.loss, target),
+            by_rows,
+            robust_start,
+            smallest_scale[target],
+            tol,
+            max_iter,
         )
         for target in range(design.blocks.n_targets)
     ]
@@ -174,9 +179,9 @@ def _solve_target(
         end = _End(variables, np.inf, Status.STUCK, 0, here.hessian)
     else:
         end = _settled(objective, model, variables, here, unit, smallest_scale, tol, max_iter)
-        found = by_rows.certified(objective.target, end.variables)
-        if end.status is Status.ITERATIONS_USED or found.gap <= GOOD_ENOUGH * unit:
-            return end._replace(optimality=found.gap / unit)
+        gap = by_rows.certified(objective.target, end.variables, end.hessian)
+        if end.status is Status.ITERATIONS_USED or gap <= GOOD_ENOUGH * unit:
+            return end._replace(optimality=gap / unit)
     found = by_rows.solved(objective.target, end.variables, tol**2, max_iter)
     return _End(found.theta, found.gap / unit, found.status, end.n_iter + found.n_iter, end.hessian)
 

@@ -1,4 +1,4 @@
-"""A user's loss as its rows show it: certificates of what Newton's method found, and steps where kinks are."""
+"""A user's loss as rows show it: certificates of what Newton's method found, and steps where kinks are."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Status
 from torchlinreg._solvers.coordinates import Design, design_of
 from torchlinreg._solvers.interior_point.program import Rows
-from torchlinreg._solvers.proximal_newton.certificate import Certified, Guess, certify
+from torchlinreg._solvers.proximal_newton.certificate import Certified, certify_smooth
 from torchlinreg._solvers.proximal_newton.convex import Convex
 from torchlinreg._solvers.proximal_newton.kinks import has_kinks
-from torchlinreg._solvers.proximal_newton.points import RowLosses
+from torchlinreg._solvers.proximal_newton.points import Points, RowLosses, expanded
 from torchlinreg._solvers.proximal_newton.proximal_newton import DEFAULT_MAX_ITER, descend
 
 # Kinks are looked for in so many rows before others take part.
@@ -52,29 +51,31 @@ class ByRows:
     def have_kinks(self, target: int) -> bool:
         """Whether some rows show a kink about their targets."""
         y = self.design.blocks.y[:, target]
-        some = y[:: max(1, len(y) // PROBED_ROWS)]
-        share = torch.full_like(some, 1 / len(some))
-        return has_kinks(RowLosses.of(self.problem.loss, some, share, share @ some + torch.zeros_like(some)))
+        spread = float(y.std(correction=0)) or float(y.abs().max()) or 1.0
+        return has_kinks(self.problem.loss, y[:: max(1, len(y) // PROBED_ROWS)], spread)
 
-    def certified(self, target: int, theta: np.ndarray) -> Found:
-        """What the rows say of a point near the optimum of a smooth loss."""
-        theta = self._inward(theta)
-        convex = self._convex(target, theta)
-        points = convex.at(theta)
-        guess = Guess(theta, points.first, points.second, torch.full_like(points.first, torch.nan))
-        return self._outward(certify(convex, guess), Status.OPTIMAL, 0)
+    def certified(self, target: int, theta: np.ndarray, hessian: np.ndarray) -> float:
+        """How far a point, with the Hessian of the mean loss, may be above the optimum of a smooth loss."""
+        convex, points = self._convex(
+            Rows(self._own.blocks, keeps_columns=False), target, self._inward(theta)
+        )
+        total = convex.hessian(points.second) if self._own is not self.design else hessian + convex.ridge
+        return certify_smooth(convex, self._inward(theta), points, total)
 
     def solved(self, target: int, theta: np.ndarray, tol: float, max_iter: int | None) -> Found:
         """The optimum by steps from a point."""
         theta = self._inward(theta)
         limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
-        end = descend(self._convex(target, theta), theta, tol, limit)
+        convex, _ = self._convex(self._rows, target, theta)
+        end = descend(convex, theta, tol, limit)
         return self._outward(end.certified, end.status, end.n_iter)
 
-    def _convex(self, target: int, theta: np.ndarray) -> Convex:
-        y = self._own.blocks.y[:, target].contiguous()
-        losses = RowLosses.of(self.problem.loss, y, self._own.share, self._rows.times(theta))
-        return Convex.of(self._own, self._rows, losses)
+    def _convex(self, rows: Rows, target: int, theta: np.ndarray) -> tuple[Convex, Points]:
+        """The problem of a target, in units that its rows at a point suggest, and these."""
+        loss, y = self.problem.loss, self._own.blocks.y[:, target].contiguous()
+        points = expanded(loss, rows.times(theta), y)
+        losses = RowLosses.about(loss, y, self._own.share, points)
+        return Convex.of(self._own, rows, losses), points
 
     def _inward(self, theta: np.ndarray) -> np.ndarray:
         if self._own is self.design:

@@ -1,9 +1,9 @@
 """How far a point may be above the optimum, from values and first derivatives of the rows alone.
 
 With a slope ``lam_i`` of each row and a line of that slope that its loss is nowhere below, the lines make a
-lower bound of the objective if ``sum_i share_i lam_i a_i`` and the slopes of the penalty add up to 0. Tangents
-on both sides of a prediction are such lines, and so is their mean of slope ``lam_i``. Where the kinks are need
-not be known, nor second derivatives.
+lower bound of the objective if ``sum_i share_i lam_i a_i`` and the slopes of the penalty add up to 0.
+Tangents on both sides of a prediction are such lines, and so is their mean of slope ``lam_i``. Neither the
+kinks need be known, nor second derivatives.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchlinreg._linalg.cholesky import solve_positive
 from torchlinreg._solvers.proximal_newton.convex import Convex
-from torchlinreg._solvers.proximal_newton.points import ULP, RowLosses
+from torchlinreg._solvers.proximal_newton.points import ULP, Points, RowLosses
 
 # Rows at kinks are as stiff as so many times a typical curvature, of which the largest counts up to a limit.
 STIFF, LARGEST_BEND = 1e7, 1e3
@@ -57,9 +57,9 @@ def certify(problem: Convex, guess: Guess) -> Certified:
     largest = float(guess.curvature.max().clamp(max=LARGEST_BEND * bend))
     stiffness = torch.where(held, STIFF * (bend + largest), guess.curvature)
     theta, slope, missing = _balanced(problem, guess, stiffness)
-    prediction = problem.predict(theta)
-    value, first = losses.loss.value(prediction, losses.y), guess.slope
-    off = (losses.loss.derivative(prediction, losses.y) - slope).abs().nan_to_num(nan=0.0, posinf=0.0)
+    there = losses.lines(problem.predict(theta))
+    prediction, value = there.prediction, there.value
+    off = (there.first - slope).abs().nan_to_num(nan=0.0, posinf=0.0)
     width = WIDTH * losses.spread + BEYOND * off / guess.curvature.clamp(min=LEAST_BEND * bend)
     width = torch.where(held, 2 * (prediction - guess.prediction).abs(), width)
     width += AT_KINK * ULP * torch.maximum(prediction.abs(), losses.y.abs())
@@ -67,6 +67,36 @@ def certify(problem: Convex, guess: Guess) -> Certified:
     left = float(share @ missed) + missing
     gap = float(share @ above.abs()) + left * losses.spread
     return Certified(theta, problem.objective(theta, value), gap if np.isfinite(gap) else np.inf)
+
+
+def certify_smooth(problem: Convex, theta: np.ndarray, points: Points, hessian: np.ndarray) -> float:
+    """How far a point may be off, from its `points` and about the Hessian there; three passes more.
+
+    The slopes are those after another step of Newton's method.
+    """
+    losses, share = problem.losses, problem.share
+    low, high = problem.subgradients(theta)
+    moving = low == high
+    step = np.zeros(len(theta))
+    if moving.any():
+        gradient = problem.gradient(theta, points.first)[moving] + low[moving]
+        step[moving] = -solve_positive(_definite(hessian[np.ix_(moving, moving)]), gradient, LEAST_DAMPING)
+    change = points.second * problem.predict(step)
+    slope = points.first + change
+    width = WIDTH * losses.spread + AT_KINK * ULP * losses.sizes(points.prediction)
+    width += BEYOND * change.abs() / points.second.clamp(min=LEAST_BEND * losses.bend)
+    above, missed = _above_tangents(losses, points.prediction, points.value, slope, width)
+    bend = float(step @ problem.ridge @ step) / 2  # what the ridge is above its tangent after the step
+    left = float(share @ missed) + _missing(problem, theta, problem.gradient(theta + step, slope))
+    gap = float(share @ above.abs()) + left * losses.spread + bend
+    return gap if np.isfinite(gap) else np.inf
+
+
+def _definite(hessian: np.ndarray) -> np.ndarray:
+    """The matrix with so much more on its diagonal that rounding does not matter."""
+    own = hessian.diagonal()
+    least = LEAST_DAMPING * own.max(initial=0.0) + LEAST_DAMPING
+    return hessian + np.diag(LEAST_DAMPING * np.maximum(own, least))
 
 
 def _balanced(problem: Convex, guess: Guess, stiffness: Tensor) -> tuple[np.ndarray, Tensor, float]:
@@ -77,11 +107,7 @@ def _balanced(problem: Convex, guess: Guess, stiffness: Tensor) -> tuple[np.ndar
     theta, slope = guess.theta, guess.slope
     low, high = problem.subgradients(theta)
     moving = low == high
-    hessian = problem.hessian(stiffness)[np.ix_(moving, moving)]
-    own = hessian.diagonal()
-    hessian = hessian + np.diag(
-        LEAST_DAMPING * np.maximum(own, LEAST_DAMPING * own.max(initial=0.0) + LEAST_DAMPING)
-    )
+    hessian = _definite(problem.hessian(stiffness)[np.ix_(moving, moving)])
     for _ in range(STEPS if moving.any() else 0):
         gradient = problem.gradient(theta, slope)[moving] + low[moving]
         step = np.zeros(len(theta))
@@ -92,9 +118,12 @@ def _balanced(problem: Convex, guess: Guess, stiffness: Tensor) -> tuple[np.ndar
         # A step too small to change theta changes the slopes of stiff rows all the same.
         slope = slope + stiffness * problem.predict(step)
         theta = theta + step
-    gradient = problem.gradient(theta, slope)
-    missing = gradient + np.clip(-gradient, low, high)
-    return theta, slope, float(np.abs(missing).sum())
+    return theta, slope, _missing(problem, theta, problem.gradient(theta, slope))
+
+
+def _missing(problem: Convex, theta: np.ndarray, gradient: np.ndarray) -> float:
+    """How far the gradient of rows and ridge is from balancing the slopes of the other penalties."""
+    return float(np.abs(gradient + np.clip(-gradient, *problem.subgradients(theta))).sum())
 
 
 def _above_tangents(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from torchlinreg._solvers.coordinates import Design
@@ -89,5 +88,3 @@ class Convex:
         """What rounding of the predictions may do to the objective: 16 units in their last place."""
         slopes = points.first.abs() + self.losses.steep
         return 16 * 2.0**-52 * float(self.share @ (slopes * self.losses.sizes(points.prediction)))
-
-

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchlinreg._solvers.proximal_newton.points import ULP, Points, RowLosses
+from torchlinreg._solvers.proximal_newton.points import ULP, Points, RowLosses, expanded
+from torchlinreg.losses import Loss
 
 # A bracket of so many units in the last place holds a kink; both of its ends are then so much further out,
 # since the derivative at a kink itself may be any number between those of its sides.
@@ -105,9 +106,7 @@ def find_kinks(losses: RowLosses, row: Tensor, low: Points, high: Points) -> Kin
     found = found[_order(found.row, found.low.prediction)]
     part = losses.of_rows(found.row)
     step = OUTWARDS * ULP * part.sizes(found.position)
-    found = Kinks(
-        found.row, part.at(found.low.prediction - step), part.at(found.high.prediction + step)
-    )
+    found = Kinks(found.row, part.at(found.low.prediction - step), part.at(found.high.prediction + step))
     return found[found.low.is_finite & found.high.is_finite & (found.jump > NO_JUMP * losses.steep)]
 
 
@@ -149,16 +148,16 @@ def brackets(kinks: Kinks, row: Tensor, low: Points, high: Points) -> tuple[Tens
     return rows[some], starts[some], ends[some]
 
 
-def has_kinks(losses: RowLosses) -> bool:
-    """Whether a kink is found about the targets of these rows; a few calls of the loss for smooth ones."""
-    n_rows = len(losses.y)
-    steps = REACH * torch.linspace(-1, 1, INTERVALS + 1, dtype=torch.float64, device=losses.y.device) ** 3
-    row = torch.arange(n_rows, device=losses.y.device).repeat(INTERVALS + 1)
-    steps = steps.repeat_interleave(n_rows)
-    points = losses.of_rows(row).at(losses.y[row] + losses.spread * steps)
+def has_kinks(loss: Loss, y: Tensor, spread: float) -> bool:
+    """Whether a kink is found about these targets, with errors of this size; a few calls if there is none."""
+    n_rows = len(y)
+    steps = torch.linspace(-1, 1, INTERVALS + 1, dtype=torch.float64, device=y.device) ** 3
+    targets = y.repeat(INTERVALS + 1)
+    points = expanded(loss, targets + REACH * spread * steps.repeat_interleave(n_rows), targets)
+    losses = RowLosses.about(loss, targets, torch.full_like(targets, 1 / len(targets)), points)
     low, high = Points(points.numbers[:, :-n_rows]), Points(points.numbers[:, n_rows:])
-    usable = low.is_finite & high.is_finite
-    return len(find_kinks(losses, row[:-n_rows][usable], low[usable], high[usable])) > 0
+    usable = (low.is_finite & high.is_finite).nonzero()[:, 0]
+    return len(find_kinks(losses, usable, low[usable], high[usable])) > 0
 
 
 def _order(row: Tensor, position: Tensor) -> Tensor:

@@ -78,7 +78,9 @@ class Model:
             theta = self.theta - solve_positive(hessian, self.gradient, LEAST_DAMPING)
         else:
             penalty = Penalty(problem.l1, np.zeros(len(own)), problem.lower, problem.upper)
-            theta = minimise_quadratic(hessian, hessian @ self.theta - self.gradient, penalty, self.theta).coef
+            theta = minimise_quadratic(
+                hessian, hessian @ self.theta - self.gradient, penalty, self.theta
+            ).coef
         theta = np.where(problem.free, theta, self.theta)
         slope = self.here.first + self.here.second * problem.predict(theta - self.theta)
         return Goal(theta, slope, torch.zeros(0, dtype=torch.bool, device=slope.device), 0)

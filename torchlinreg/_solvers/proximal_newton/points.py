@@ -66,17 +66,18 @@ class RowLosses:
     steep: float  # a typical difference of slopes between rows
 
     @staticmethod
-    def of(loss: Loss, y: Tensor, share: Tensor, predictions: Tensor) -> RowLosses:
-        """With the units that these predictions suggest."""
-        slopes = loss.derivative(predictions, y)
-        slopes = slopes[torch.isfinite(slopes)]
-        center = slopes.mean() if len(slopes) else 0.0
-        spread = _wide(float((share @ (y - predictions).square()).sqrt()), float(y.abs().max()))
-        steep = _wide(
-            float((slopes - center).square().mean().sqrt()) if len(slopes) else 0.0,
-            float(slopes.abs().max()) if len(slopes) else 0.0,
+    def about(loss: Loss, y: Tensor, share: Tensor, points: Points) -> RowLosses:
+        """With the units that these points suggest."""
+        slopes = points.first[points.is_finite]
+        if not len(slopes):
+            slopes = torch.zeros(1, dtype=y.dtype, device=y.device)
+        deviation = float((slopes - slopes.mean()).square().mean().sqrt())
+        return RowLosses(
+            loss,
+            y,
+            _wide(float((share @ (y - points.prediction).square()).sqrt()), float(y.abs().max())),
+            _wide(deviation, float(slopes.abs().max())),
         )
-        return RowLosses(loss, y, spread, steep)
 
     @property
     def bend(self) -> float:
@@ -93,14 +94,19 @@ class RowLosses:
 
     def at(self, prediction: Tensor) -> Points:
         """The points of all rows."""
-        value, first, second = self.loss.expand(prediction, self.y)
-        second = second.nan_to_num(nan=0.0, posinf=LARGEST_CURVATURE).clamp(min=0.0, max=LARGEST_CURVATURE)
-        return Points(torch.stack([prediction, value, first, second]))
+        return expanded(self.loss, prediction, self.y)
 
     def lines(self, prediction: Tensor) -> Points:
         """The points of all rows, without curvatures."""
-        value, first = self.loss.value(prediction, self.y), self.loss.derivative(prediction, self.y)
+        value, first = self.loss.tangent(prediction, self.y)
         return Points(torch.stack([prediction, value, first, torch.zeros_like(first)]))
+
+
+def expanded(loss: Loss, prediction: Tensor, y: Tensor) -> Points:
+    """The points of rows at predictions; curvatures are at least 0, which rounding may not leave them."""
+    value, first, second = loss.expand(prediction, y)
+    second = second.nan_to_num(nan=0.0, posinf=LARGEST_CURVATURE).clamp(min=0.0, max=LARGEST_CURVATURE)
+    return Points(torch.stack([prediction, value, first, second]))
 
 
 def _wide(value: float, size: float) -> float:

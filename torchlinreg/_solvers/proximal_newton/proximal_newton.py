@@ -8,7 +8,7 @@ when the certificate says so, which knows nothing of kinks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
