@@ -594,8 +594,10 @@ class CallableLoss(Loss):
                 zero = torch.zeros_like(prediction)
                 result.append(self._gradient(result[1], inside) if result[1].requires_grad else zero)
         result = [each.detach() for each in result]
-        lost = torch.isnan(result[1]) & torch.isfinite(result[0])
-        if lost.any():
+        if math.isnan(float(result[1].sum())):
+            lost = torch.isnan(result[1]) & torch.isfinite(result[0])
+            if not lost.any():
+                return result
             size = torch.maximum(prediction[lost].abs(), target[lost].abs()).clamp(min=_SMALLEST)
             beside = self._traced(prediction[lost] + _NEXT * size, target[lost], twice=twice)
             for each, near in zip(result[1:], beside[1:], strict=True):

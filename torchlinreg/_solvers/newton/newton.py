@@ -179,7 +179,7 @@ def _solve_target(
         end = _End(variables, np.inf, Status.STUCK, 0, here.hessian)
     else:
         end = _settled(objective, model, variables, here, unit, smallest_scale, tol, max_iter)
-        gap = by_rows.certified(objective.target, end.variables, end.hessian)
+        gap = by_rows.certified(objective.target, end.variables, unit)
         if end.status is Status.ITERATIONS_USED or gap <= GOOD_ENOUGH * unit:
             return end._replace(optimality=gap / unit)
     found = by_rows.solved(objective.target, end.variables, tol**2, max_iter)

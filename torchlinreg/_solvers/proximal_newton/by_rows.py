@@ -14,11 +14,13 @@ from torchlinreg._solvers.interior_point.program import Rows
 from torchlinreg._solvers.proximal_newton.certificate import Certified, certify_smooth
 from torchlinreg._solvers.proximal_newton.convex import Convex
 from torchlinreg._solvers.proximal_newton.kinks import has_kinks
-from torchlinreg._solvers.proximal_newton.points import Points, RowLosses, expanded
+from torchlinreg._solvers.proximal_newton.points import Points, RowLosses, tangents
 from torchlinreg._solvers.proximal_newton.proximal_newton import DEFAULT_MAX_ITER, descend
 
 # Kinks are looked for in so many rows before others take part.
 PROBED_ROWS = 64
+# A bound this small, relatively, is not made smaller by another step.
+ENOUGH = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,11 @@ class ByRows:
         spread = float(y.std(correction=0)) or float(y.abs().max()) or 1.0
         return has_kinks(self.problem.loss, y[:: max(1, len(y) // PROBED_ROWS)], spread)
 
-    def certified(self, target: int, theta: np.ndarray, hessian: np.ndarray) -> float:
-        """How far a point, with the Hessian of the mean loss, may be above the optimum of a smooth loss."""
-        convex, points = self._convex(
-            Rows(self._own.blocks, keeps_columns=False), target, self._inward(theta)
-        )
-        total = convex.hessian(points.second) if self._own is not self.design else hessian + convex.ridge
-        return certify_smooth(convex, self._inward(theta), points, total)
+    def certified(self, target: int, theta: np.ndarray, unit: float) -> float:
+        """How far a point may be above the optimum of a smooth loss, whose typical objective is `unit`."""
+        theta = self._inward(theta)
+        convex, lines = self._convex(Rows(self._own.blocks, keeps_columns=False), target, theta)
+        return certify_smooth(convex, theta, lines, ENOUGH * unit)
 
     def solved(self, target: int, theta: np.ndarray, tol: float, max_iter: int | None) -> Found:
         """The optimum by steps from a point."""
@@ -71,11 +71,11 @@ class ByRows:
         return self._outward(end.certified, end.status, end.n_iter)
 
     def _convex(self, rows: Rows, target: int, theta: np.ndarray) -> tuple[Convex, Points]:
-        """The problem of a target, in units that its rows at a point suggest, and these."""
+        """The problem of a target, in units that its rows at a point suggest, and their tangents."""
         loss, y = self.problem.loss, self._own.blocks.y[:, target].contiguous()
-        points = expanded(loss, rows.times(theta), y)
-        losses = RowLosses.about(loss, y, self._own.share, points)
-        return Convex.of(self._own, rows, losses), points
+        lines = tangents(loss, rows.times(theta), y)
+        losses = RowLosses.about(loss, y, self._own.share, lines)
+        return Convex.of(self._own, rows, losses), lines
 
     def _inward(self, theta: np.ndarray) -> np.ndarray:
         if self._own is self.design:

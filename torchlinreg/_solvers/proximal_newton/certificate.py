@@ -69,18 +69,20 @@ def certify(problem: Convex, guess: Guess) -> Certified:
     return Certified(theta, problem.objective(theta, value), gap if np.isfinite(gap) else np.inf)
 
 
-def certify_smooth(problem: Convex, theta: np.ndarray, points: Points, hessian: np.ndarray) -> float:
-    """How far a point may be off, from its `points` and about the Hessian there; three passes more.
-
-    The slopes are those after another step of Newton's method.
-    """
+def certify_smooth(problem: Convex, theta: np.ndarray, lines: Points, enough: float) -> float:
+    """How far a point may be off, from its tangents; if that is more than enough, from those of a step."""
     losses, share = problem.losses, problem.share
+    gradient = problem.gradient(theta, lines.first)
+    gap = _missing(problem, theta, gradient) * losses.spread
+    if gap <= enough:
+        return gap
+    points = losses.at(lines.prediction)
     low, high = problem.subgradients(theta)
     moving = low == high
     step = np.zeros(len(theta))
     if moving.any():
-        gradient = problem.gradient(theta, points.first)[moving] + low[moving]
-        step[moving] = -solve_positive(_definite(hessian[np.ix_(moving, moving)]), gradient, LEAST_DAMPING)
+        hessian = _definite(problem.hessian(points.second)[np.ix_(moving, moving)])
+        step[moving] = -solve_positive(hessian, (gradient + low)[moving], LEAST_DAMPING)
     change = points.second * problem.predict(step)
     slope = points.first + change
     width = WIDTH * losses.spread + AT_KINK * ULP * losses.sizes(points.prediction)
@@ -88,8 +90,8 @@ def certify_smooth(problem: Convex, theta: np.ndarray, points: Points, hessian: 
     above, missed = _above_tangents(losses, points.prediction, points.value, slope, width)
     bend = float(step @ problem.ridge @ step) / 2  # what the ridge is above its tangent after the step
     left = float(share @ missed) + _missing(problem, theta, problem.gradient(theta + step, slope))
-    gap = float(share @ above.abs()) + left * losses.spread + bend
-    return gap if np.isfinite(gap) else np.inf
+    after = float(share @ above.abs()) + left * losses.spread + bend
+    return float(np.fmin(gap, after)) if np.isfinite([gap, after]).any() else np.inf
 
 
 def _definite(hessian: np.ndarray) -> np.ndarray:
@@ -134,7 +136,7 @@ def _above_tangents(
     width = width.clone()
     low, high = losses.lines(prediction - width), losses.lines(prediction + width)
     for _ in range(MOST_WIDER):
-        missed = torch.maximum(low.first - slope, slope - high.first).clamp(min=0.0)
+        missed = torch.maximum(low.first - slope, slope - high.first)
         wide = (missed > 8 * ULP * (low.first.abs() + high.first.abs())).nonzero()[:, 0]
         if not len(wide):
             break
@@ -142,10 +144,9 @@ def _above_tangents(
         part = losses.of_rows(wide)
         low.numbers[:, wide] = part.lines(prediction[wide] - width[wide]).numbers
         high.numbers[:, wide] = part.lines(prediction[wide] + width[wide]).numbers
-    missed = torch.maximum(low.first - slope, slope - high.first).clamp(min=0.0)
     rise = high.first - low.first
-    mix = torch.where(rise > 0, ((high.first - slope) / rise).clamp(0.0, 1.0), 0.5)
-    below = low.value + low.first * (prediction - low.prediction)
-    above = high.value + high.first * (prediction - high.prediction)
-    line = torch.where(mix == 1, below, torch.where(mix == 0, above, mix * below + (1 - mix) * above))
-    return value - line, missed
+    mix = ((high.first - slope) / rise).clamp_(0.0, 1.0).nan_to_num_(nan=0.5)
+    below = torch.addcmul(low.value, low.first, prediction - low.prediction)
+    above = torch.addcmul(high.value, high.first, prediction - high.prediction)
+    line = torch.where(mix == 1, below, torch.lerp(above, below, mix))
+    return value - line, missed.clamp_(min=0.0)

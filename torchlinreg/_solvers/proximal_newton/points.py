@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,15 +69,17 @@ class RowLosses:
     @staticmethod
     def about(loss: Loss, y: Tensor, share: Tensor, points: Points) -> RowLosses:
         """With the units that these points suggest."""
-        slopes = points.first[points.is_finite]
+        slopes = points.first
+        if not np.isfinite(float(slopes.sum())):
+            slopes = slopes[torch.isfinite(slopes)]
         if not len(slopes):
             slopes = torch.zeros(1, dtype=y.dtype, device=y.device)
-        deviation = float((slopes - slopes.mean()).square().mean().sqrt())
+        least, most = torch.aminmax(slopes)
         return RowLosses(
             loss,
             y,
             _wide(float((share @ (y - points.prediction).square()).sqrt()), float(y.abs().max())),
-            _wide(deviation, float(slopes.abs().max())),
+            _wide(float(slopes.std(correction=0)), max(-float(least), float(most))),
         )
 
     @property
@@ -98,8 +101,7 @@ class RowLosses:
 
     def lines(self, prediction: Tensor) -> Points:
         """The points of all rows, without curvatures."""
-        value, first = self.loss.tangent(prediction, self.y)
-        return Points(torch.stack([prediction, value, first, torch.zeros_like(first)]))
+        return tangents(self.loss, prediction, self.y)
 
 
 def expanded(loss: Loss, prediction: Tensor, y: Tensor) -> Points:
@@ -107,6 +109,12 @@ def expanded(loss: Loss, prediction: Tensor, y: Tensor) -> Points:
     value, first, second = loss.expand(prediction, y)
     second = second.nan_to_num(nan=0.0, posinf=LARGEST_CURVATURE).clamp(min=0.0, max=LARGEST_CURVATURE)
     return Points(torch.stack([prediction, value, first, second]))
+
+
+def tangents(loss: Loss, prediction: Tensor, y: Tensor) -> Points:
+    """The points of rows at predictions, without curvatures."""
+    value, first = loss.tangent(prediction, y)
+    return Points(torch.stack([prediction, value, first, torch.zeros_like(first)]))
 
 
 def _wide(value: float, size: float) -> float:
