@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.linalg import block_diag
 
-from torchlinreg._linalg.cholesky import cholesky, solve_upper
+from torchlinreg._linalg.cholesky import cholesky, solve_positive
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
@@ -27,6 +27,7 @@ from torchlinreg._solvers.interior_point.interior_point import solve_interior_po
 from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
 from torchlinreg._solvers.penalised.nearest import MixedBounds
 from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
+from torchlinreg._solvers.proximal_newton.by_rows import ByRows
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
 DEFAULT_MAX_ITER = 200
@@ -75,17 +76,24 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     Raises
     ------
     ValueError
-        A user's loss is not finite, not convex, not elementwise, or has no curvature.
+        A user's loss is not finite, not convex or not elementwise.
     """
     design = design_of(problem, mixing_bounded=True)
     shift = _typical_targets(design, problem.loss)
     smallest_scale = [_smallest_scale(y) for y in design.blocks.y.T]
     design = design.about(shift)
-    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
     robust_start = cache(lambda: _absolute_error_fit(problem, design, shift))
+    by_rows = None
+    if not (is_known(problem.loss) or problem.loss.estimates_scale):
+        by_rows = ByRows(problem, design, shift)
     ends = [
         _solve_target(
-            Objective(design, problem.loss, target), robust_start, smallest_scale[target], tol, limit
+            Objective(design, problem.loss, target),
+            by_rows,
+            robust_start,
+            smallest_scale[target],
+            tol,
+            max_iter,
         )
         for target in range(design.blocks.n_targets)
     ]
@@ -156,14 +164,41 @@ def _typical_targets(design: Design, loss: Loss) -> np.ndarray:
 
 def _solve_target(
     objective: Objective,
+    by_rows: ByRows | None,
     robust_start: Callable[[], np.ndarray],
     smallest_scale: float,
     tol: float,
-    limit: int,
+    max_iter: int | None,
 ) -> _End:
-    design = objective.design
-    model = _Model.of(design, objective.loss.estimates_scale)
+    model = _Model.of(objective.design, objective.loss.estimates_scale)
     variables, here, unit = _first(objective, model, robust_start)
+    if by_rows is None:
+        return _settled(objective, model, variables, here, unit, smallest_scale, tol, max_iter)
+    # Nothing is known of a loss of the user's: the rows say whether it has kinks, and whether the end is one.
+    if by_rows.have_kinks(objective.target):
+        end = _End(variables, np.inf, Status.STUCK, 0, here.hessian)
+    else:
+        end = _settled(objective, model, variables, here, unit, smallest_scale, tol, max_iter)
+        gap = by_rows.certified(objective.target, end.variables, unit)
+        if end.status is Status.ITERATIONS_USED or gap <= GOOD_ENOUGH * unit:
+            return end._replace(optimality=gap / unit)
+    found = by_rows.solved(objective.target, end.variables, tol**2, max_iter)
+    return _End(found.theta, found.gap / unit, found.status, end.n_iter + found.n_iter, end.hessian)
+
+
+def _settled(
+    objective: Objective,
+    model: _Model,
+    variables: np.ndarray,
+    here: Expansion,
+    unit: float,
+    smallest_scale: float,
+    tol: float,
+    max_iter: int | None,
+) -> _End:
+    """The optimum of a smooth loss; of several, one that does not depend on the start."""
+    design = objective.design
+    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
     end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
     if end.status is not Status.OPTIMAL or end.is_flat:
         return end
@@ -332,12 +367,6 @@ def _first(
     if thin and not loss.estimates_scale:
         robust = model.feasible(robust_start()[:, objective.target])
         return robust, objective.expand(robust), unit
-    if isinstance(loss, CallableLoss) and not here.hessian.any():
-        raise ValueError(
-            f"loss={loss!r} has no curvature: its second derivative is 0 for all rows. Use AbsoluteError, "
-            "Quantile or EpsilonInsensitive of torchlinreg.losses for piecewise linear losses, which are "
-            "solved exactly."
-        )
     return variables, here, unit
 
 
@@ -456,7 +485,7 @@ class _Model:
         damped = hessian + np.diag(damping + LEAST_DAMPING * own)
         gradient = self.gradient(here, variables)
         if self.penalty is None:
-            goal = variables - _solve(damped, gradient)
+            goal = variables - solve_positive(damped, gradient, LEAST_DAMPING)
             goal = goal if self.bounds is None else _within(self.bounds, goal, damped)
             change = 0.0
         else:
@@ -485,14 +514,6 @@ def _within(bounds: MixedBounds, goal: np.ndarray, hessian: np.ndarray) -> np.nd
             bounds.mixing @ bounds.nearest(goal, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).coef
         )
     return bounds.mixing @ bounds.nearest(goal, np.triu(upper) * unit).coef
-
-
-def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    unit = np.sqrt(matrix.diagonal())
-    upper = cholesky(matrix / unit[:, None] / unit)
-    if upper is None:  # rounding of a singular matrix
-        return np.linalg.lstsq(matrix, right, rcond=LEAST_DAMPING)[0]
-    return solve_upper(upper, (right / unit)[:, None])[:, 0] / unit
 
 
 def _at_bounds_exactly(coef: np.ndarray, inside: np.ndarray, design: Design, penalty: Penalty) -> np.ndarray:
