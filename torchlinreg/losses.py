@@ -29,8 +29,9 @@ __all__ = [
 ]
 
 
-# The next predictions are so much larger, relatively; those next to 0 are about the second number.
-_NEXT, _SMALLEST = 8 * 2.0**-52, 1e-290
+# The next predictions are so much larger, relatively to themselves and to typical targets. Much closer to 0,
+# second derivatives are rounding over the distance, and squares underflow.
+_NEXT, _SMALLEST = 8 * 2.0**-52, 1e-100
 
 Kind = Literal["quadratic", "smooth", "piecewise_linear"]
 
@@ -598,7 +599,8 @@ class CallableLoss(Loss):
             lost = torch.isnan(result[1]) & torch.isfinite(result[0])
             if not lost.any():
                 return result
-            size = torch.maximum(prediction[lost].abs(), target[lost].abs()).clamp(min=_SMALLEST)
+            size = torch.maximum(prediction.abs(), target.abs())
+            size = size[lost].clamp(min=float(size.mean()) or 1.0, max=1 / _SMALLEST).clamp(min=_SMALLEST)
             beside = self._traced(prediction[lost] + _NEXT * size, target[lost], twice=twice)
             for each, near in zip(result[1:], beside[1:], strict=True):
                 each[lost] = near
@@ -659,8 +661,8 @@ def check_convex(loss: Loss, target: Tensor, spread: float) -> None:
     steps = torch.linspace(-8, 8, 65, dtype=target.dtype, device=target.device)
     prediction = (target + spread * steps[:, None]).flatten()
     of = target.repeat(len(steps))
-    slope = loss.derivative(prediction, of)
-    slope = slope.masked_fill(~torch.isfinite(loss.value(prediction, of)), torch.nan)
+    value, slope = loss.tangent(prediction, of)
+    slope = slope.masked_fill(~torch.isfinite(value), torch.nan)
     slope, prediction = slope.view(len(steps), -1), prediction.view(len(steps), -1)
     fall = slope[:-1] - slope[1:]
     slack = 1e-9 * (slope[:-1].abs() + slope[1:].abs())

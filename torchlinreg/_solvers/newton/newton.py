@@ -31,6 +31,8 @@ from torchlinreg._solvers.proximal_newton.by_rows import ByRows
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
 DEFAULT_MAX_ITER = 200
+# A smooth loss usually takes less; the probe for kinks costs as much as a few steps of 1000 rows.
+UNPROBED_STEPS = 10
 # Of the curvature: keeps a singular matrix solvable, and is too small to slow a step down.
 LEAST_DAMPING = 1e-13
 # A step is taken if the objective falls by this share of what the model promised, and the next one is damped
@@ -171,35 +173,45 @@ def _solve_target(
     max_iter: int | None,
 ) -> _End:
     model = _Model.of(objective.design, objective.loss.estimates_scale)
+    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
     variables, here, unit = _first(objective, model, robust_start)
     if by_rows is None:
-        return _settled(objective, model, variables, here, unit, smallest_scale, tol, max_iter)
-    # Nothing is known of a loss of the user's: the rows say whether it has kinks, and whether the end is one.
-    if by_rows.have_kinks(objective.target):
-        end = _End(variables, np.inf, Status.STUCK, 0, here.hessian)
-    else:
-        end = _settled(objective, model, variables, here, unit, smallest_scale, tol, max_iter)
+        end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
+        return _settled(objective, model, end, unit, smallest_scale, tol, limit)
+    # Nothing is known of a loss of the user's. Where it is smooth, a few steps end; where they do not, the
+    # rows are searched for kinks, and they say how far the end is from the optimum.
+    end = _End(variables, np.inf, Status.ITERATIONS_USED, 0, here.hessian)
+    if here.hessian.any():
+        few = min((limit + 1) // 2, UNPROBED_STEPS)
+        end = _descend(objective, model, variables, here, unit, smallest_scale, tol, few)
+    unclear = end.status is not Status.OPTIMAL and end.n_iter < limit
+    if not (unclear and by_rows.have_kinks(objective.target)):
+        if unclear:
+            here, before = objective.expand(end.variables), end.n_iter
+            end = _descend(
+                objective, model, end.variables, here, unit, smallest_scale, tol, limit - before
+            )
+            end = end._replace(n_iter=before + end.n_iter)
+        end = _settled(objective, model, end, unit, smallest_scale, tol, limit)
         gap = by_rows.certified(objective.target, end.variables, unit)
         if end.status is Status.ITERATIONS_USED or gap <= GOOD_ENOUGH * unit:
             return end._replace(optimality=gap / unit)
-    found = by_rows.solved(objective.target, end.variables, tol**2, max_iter)
+    rest = None if max_iter is None else limit - end.n_iter
+    found = by_rows.solved(objective.target, end.variables, tol**2, rest)
     return _End(found.theta, found.gap / unit, found.status, end.n_iter + found.n_iter, end.hessian)
 
 
 def _settled(
     objective: Objective,
     model: _Model,
-    variables: np.ndarray,
-    here: Expansion,
+    end: _End,
     unit: float,
     smallest_scale: float,
     tol: float,
-    max_iter: int | None,
+    limit: int,
 ) -> _End:
-    """The optimum of a smooth loss; of several, one that does not depend on the start."""
+    """The end of a smooth loss; where there are several optima, one that does not depend on the start."""
     design = objective.design
-    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
-    end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
     if end.status is not Status.OPTIMAL or end.is_flat:
         return end
     flat = model.flat_at(end.hessian)[:, : design.n_columns]

@@ -62,7 +62,7 @@ def certify(problem: Convex, guess: Guess) -> Certified:
     off = (there.first - slope).abs().nan_to_num(nan=0.0, posinf=0.0)
     width = WIDTH * losses.spread + BEYOND * off / guess.curvature.clamp(min=LEAST_BEND * bend)
     width = torch.where(held, 2 * (prediction - guess.prediction).abs(), width)
-    width += AT_KINK * ULP * torch.maximum(prediction.abs(), losses.y.abs())
+    width += AT_KINK * ULP * losses.sizes(prediction)
     above, missed = _above_tangents(losses, prediction, value, slope, width)
     left = float(share @ missed) + missing
     gap = float(share @ above.abs()) + left * losses.spread

@@ -97,7 +97,8 @@ class Model:
         found = minimise_program(program, start, TOL, MAX_ITER)
         values = program.values(found.theta)
         held = _held(program, found, values)
-        theta = origin + spread * _with_exact_columns(program, found, held)
+        # Bounds in the units of the program are rounded.
+        theta = _with_exact_columns(problem, program, origin + spread * found.theta, held)
         theta = np.where(problem.free, problem.feasible(theta), self.theta)
         n_kinks = len(self.kinks)
         pulls = torch.where(self.above, -1.0, 1.0) * found.dual[:n_kinks] * steep
@@ -141,9 +142,18 @@ def _held(program: Program, found: Iterate, values: Tensor) -> Tensor:
     return values.abs() < room
 
 
-def _with_exact_columns(program: Program, found: Iterate, held: Tensor) -> np.ndarray:
+def _with_exact_columns(
+    problem: Convex, program: Program, theta: np.ndarray, held: Tensor
+) -> np.ndarray:
     """The point, with columns at their kinks and bounds exactly there."""
-    theta = found.theta.copy()
+    theta = theta.copy()
+    n_l1 = program.n_finite - program.n_row_hinges
     index = held[program.n_row_hinges :].cpu().numpy()
-    theta[program.column[index]] = program.sign[index] * program.offset[index]
+    for part, exact in (
+        (slice(n_l1), np.zeros_like(theta)),
+        (slice(n_l1, n_l1 + program.n_lower), problem.lower),
+        (slice(n_l1 + program.n_lower, None), problem.upper),
+    ):
+        column = program.column[part][index[part]]
+        theta[column] = exact[column]
     return theta
