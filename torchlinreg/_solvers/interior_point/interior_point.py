@@ -45,6 +45,8 @@ DEPENDENT_COLUMNS = 1e-5
 MEDIAN_ROWS = 2_000
 # Steps go so far to the boundary.
 TO_BOUNDARY = 0.9995
+# A step against cycles aims at this share of the mean product of a hinge and its dual.
+CENTERED = 0.5
 # Distance from a bound times its dual at the start; the loss has slopes of about 1.
 START_MU = 0.1
 # Rows start at least so far from the boundary, where y is of size 1: some may be met exactly.
@@ -275,8 +277,9 @@ def minimise_program(program: Program, theta: np.ndarray, tol: float, max_iter: 
             break
         lost = most > least_missing and max(total, rounding) < slack
         by_rows = by_rows or (can_by_rows and lost and total < 1e-3)
+        cycles = total > total_before
         before, total_before = state.theta, total
-        _advance(program, state, total, missing, by_rows)
+        _advance(program, state, total, missing, by_rows, cycles)
     # Without the rounding of the steps:
     objective = program.objective(state.theta, program.values(state.theta))
     found.append(Iterate(state.theta, state.d, objective, gap, False))
@@ -334,8 +337,14 @@ def _start(program: Program, theta: np.ndarray) -> State:
     return State(theta, s, u, v, d, e)
 
 
-def _advance(program: Program, state: State, total: float, missing: np.ndarray, by_rows: bool) -> None:
-    """A predictor, which aims at the boundary, and the corrected step, which aims at where it led."""
+def _advance(
+    program: Program, state: State, total: float, missing: np.ndarray, by_rows: bool, cycles: bool
+) -> None:
+    """A predictor, which aims at the boundary, and the corrected step, which aims at where it led.
+
+    Corrections may lead in cycles if products of single hinges are far from their mean (Colombo, Gondzio 2008);
+    the step then has none and aims at half of the mean.
+    """
     s, u, v, d, e = state.s, state.u, state.v, state.d, state.e
     joint = program.has_ridge  # which ties the duals to theta
     per_e, per_d = e.reciprocal(), d.reciprocal()
@@ -360,6 +369,9 @@ def _advance(program: Program, state: State, total: float, missing: np.ndarray, 
     s_dd, ds_dd = float(torch.dot(s, dd)), float(torch.dot(ds, dd))
     affine = total + primal * (s_dd - total) - dual * s_dd - primal * dual * ds_dd
     center = max(affine / total, 0.0) ** 3 * total / (len(e) + len(s))
+    if cycles:
+        center = CENTERED * total / (len(e) + len(s))
+        p, q = torch.zeros_like(p), torch.zeros_like(q)
     ku = (p - 1).mul_(p).mul_(u).add_(per_e, alpha=center)
     kv = (q + 1).mul_(q).mul_(v).add_(per_d, alpha=center)
     t = s + kv

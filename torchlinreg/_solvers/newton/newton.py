@@ -70,6 +70,8 @@ MEDIAN_ROWS = 50_000
 PROBED_ROWS = 64
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
 GOOD_ENOUGH = 1e-9
+# Ends of losses of the user's that are closer are not searched for kinks.
+CLOSE = 1e-12
 
 
 def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -188,13 +190,14 @@ def _solve_target(
     if not (unclear and by_rows.have_kinks(objective.target)):
         if unclear:
             here, before = objective.expand(end.variables), end.n_iter
-            end = _descend(
-                objective, model, end.variables, here, unit, smallest_scale, tol, limit - before
-            )
+            end = _descend(objective, model, end.variables, here, unit, smallest_scale, tol, limit - before)
             end = end._replace(n_iter=before + end.n_iter)
         end = _settled(objective, model, end, unit, smallest_scale, tol, limit)
         gap = by_rows.certified(objective.target, end.variables, unit)
-        if end.status is Status.ITERATIONS_USED or gap <= GOOD_ENOUGH * unit:
+        close = gap <= GOOD_ENOUGH * unit and (
+            gap <= CLOSE * unit or not by_rows.have_kinks(objective.target)
+        )
+        if end.status is Status.ITERATIONS_USED or close:
             return end._replace(optimality=gap / unit)
     rest = None if max_iter is None else limit - end.n_iter
     found = by_rows.solved(objective.target, end.variables, tol**2, rest)

@@ -24,6 +24,8 @@ STIFF, LARGEST_BEND = 1e7, 1e3
 STEPS = 2
 # Singular values of their matrices below this, relatively, are rounding.
 LEAST_DAMPING = 1e-13
+# Sums of slopes, in coordinates of unit columns, are rounded by so many units in the last place.
+SUMS = 4.0
 # Tangents are taken this far on both sides of a prediction: in typical residuals; in units in the last place
 # at a kink; and so many times as far as the curvature says, at least so much of a typical one.
 WIDTH, AT_KINK, BEYOND, LEAST_BEND = 1e-9, 16, 2.0, 1e-3
@@ -112,6 +114,8 @@ def _balanced(problem: Convex, guess: Guess, stiffness: Tensor) -> tuple[np.ndar
     hessian = _definite(problem.hessian(stiffness)[np.ix_(moving, moving)])
     for _ in range(STEPS if moving.any() else 0):
         gradient = problem.gradient(theta, slope)[moving] + low[moving]
+        # Where the objective is flat, rounding of the sums would lead anywhere.
+        gradient[np.abs(gradient) <= SUMS * ULP * float(problem.share @ slope.abs())] = 0.0
         step = np.zeros(len(theta))
         step[moving] = -solve_positive(hessian, gradient, LEAST_DAMPING)
         # Within the bounds, and with the signs for which the slopes of the l1 penalty are.

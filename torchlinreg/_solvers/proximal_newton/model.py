@@ -142,9 +142,7 @@ def _held(program: Program, found: Iterate, values: Tensor) -> Tensor:
     return values.abs() < room
 
 
-def _with_exact_columns(
-    problem: Convex, program: Program, theta: np.ndarray, held: Tensor
-) -> np.ndarray:
+def _with_exact_columns(problem: Convex, program: Program, theta: np.ndarray, held: Tensor) -> np.ndarray:
     """The point, with columns at their kinks and bounds exactly there."""
     theta = theta.copy()
     n_l1 = program.n_finite - program.n_row_hinges

@@ -82,6 +82,8 @@ def descend(problem: Convex, theta: np.ndarray, tol: float, limit: int, kinks: K
             size = abs(after)
             if best.gap <= max(CLOSE, tol) * size + rounding:
                 return End(best, Status.OPTIMAL, n_iter, found, best_guess)
+            if len(found) == len(kinks):
+                found = _with_kinks_at(problem, there, kinks)
             if waited >= PATIENCE and best.gap <= GOOD_ENOUGH * size + ROUNDINGS * rounding:
                 return End(best, Status.OPTIMAL, n_iter, found, best_guess)
         elif len(found) == len(kinks) or fruitless > MOST_FRUITLESS:
@@ -121,6 +123,16 @@ def _with_kinks_between(model: Model, goal: Goal, there: Points, at_kink: Tensor
     rises = there.prediction[row] > here.prediction[row]
     low, high = Points.where(rises, here[row], there[row]), Points.where(rises, there[row], here[row])
     return kinks.with_new(find_kinks(losses, *brackets(kinks, row, low, high)), losses)
+
+
+def _with_kinks_at(problem: Convex, there: Points, kinks: Kinks) -> Kinks:
+    """The kinks and those that rows are at, which show no difference of slopes as long as the rows stay."""
+    losses = problem.losses
+    width = AT_KINK * ULP * losses.sizes(there.prediction)
+    row = torch.arange(len(there), device=width.device)
+    low, high = losses.at(there.prediction - width), losses.at(there.prediction + width)
+    usable = low.is_finite & high.is_finite
+    return kinks.with_new(find_kinks(losses, row[usable], low[usable], high[usable]), losses)
 
 
 def _guess(goal: Goal, there: Points, kinks: Kinks, at_kink: Tensor) -> Guess:
