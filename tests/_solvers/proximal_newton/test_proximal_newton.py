@@ -1,4 +1,4 @@
-"""Users' losses with kinks: conditions of optimality by a bounded least squares, linear programs, fractions."""
+"""Users' losses with kinks: optimality by a bounded least squares, linear programs and fractions."""
 
 from fractions import Fraction
 
@@ -141,7 +141,7 @@ def check_conditions(name, penalty, kind, *seed):
     reg = TorchLinearRegressor(loss=loss, **penalty).fit(X, y, sample_weight=weight)
     assert reg.status_.name in ("OPTIMAL", "MINIMUM_NORM")
     assert 0 <= reg.status_.optimality <= 1e-10
-    # The square of a gradient is at most twice the largest curvature times the gap, which is 1e-12 of the objective.
+    # Gradients are at most the root of twice the curvature times the gap: 1e-12 of the objective.
     assert violation(reg, X, y, weight, np.array(kinks), slope) < 1e-6
 
 
@@ -200,7 +200,7 @@ class TestPiecewiseLinear:
 
 @pytest.mark.parametrize("kind", ["float32", "csr", "tensor", "targets"])
 def test_kinds_of_data(kind):
-    loss, kinks, slope = LOSSES["absolute + square"]
+    loss = LOSSES["absolute + square"][0]
     X, y = data("normal", np.random.default_rng(2))
     X, y = X.astype(np.float32), y.astype(np.float32)
     given = {"csr": sparse.csr_array(X), "tensor": torch.from_numpy(X)}.get(kind, X)

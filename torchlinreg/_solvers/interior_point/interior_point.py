@@ -342,8 +342,8 @@ def _advance(
 ) -> None:
     """A predictor, which aims at the boundary, and the corrected step, which aims at where it led.
 
-    Corrections may lead in cycles if products of single hinges are far from their mean (Colombo, Gondzio 2008);
-    the step then has none and aims at half of the mean.
+    Corrections may lead in cycles if products of single hinges are far from their mean (Colombo and
+    Gondzio 2008); the step then has none and aims at half of the mean.
     """
     s, u, v, d, e = state.s, state.u, state.v, state.d, state.e
     joint = program.has_ridge  # which ties the duals to theta

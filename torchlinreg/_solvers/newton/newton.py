@@ -32,7 +32,7 @@ from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, 
 
 DEFAULT_MAX_ITER = 200
 # A smooth loss usually takes less; the probe for kinks costs as much as a few steps of 1000 rows.
-UNPROBED_STEPS = 10
+UNPROBED_STEPS = 12
 # Of the curvature: keeps a singular matrix solvable, and is too small to slow a step down.
 LEAST_DAMPING = 1e-13
 # A step is taken if the objective falls by this share of what the model promised, and the next one is damped
