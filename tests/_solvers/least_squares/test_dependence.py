@@ -267,3 +267,20 @@ def test_training_on_constant_columns(loss, solver):
     reg = TorchLinearRegressor(loss=loss, solver=solver).fit(np.ones((40, 2)), np.arange(40.0))
     assert reg.coef_.tolist() == [0, 0]
     np.testing.assert_allclose(reg.intercept_, 19.5)
+
+
+@pytest.mark.parametrize("near", [1e-4, 1e-6, 1e-8])
+def test_a_target_of_huge_coefficients_leaves_the_others_as_they_are(near):
+    """One that is fitted exactly may move along a null vector less far than others with residuals."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(60, 4))
+    X[:, 1] = X[:, 0] + near * rng.normal(size=60)
+    X[:, 3] = 1000.1 * (0.3 * X[:, 0] + 0.11 * X[:, 1] + 0.7 * X[:, 2])
+    Y = X[:, 2:3] * rng.normal(size=20) + 0.3 * rng.normal(size=(60, 20))
+    Y[:, 7] = (X[:, 1] - X[:, 0]) / near + X[:, 2]
+    with pytest.warns(ConvergenceWarning, match="depend on each other"):
+        together = TorchLinearRegressor().fit(X, Y)
+    for target in np.delete(np.arange(20), 7):
+        alone = TorchLinearRegressor().fit(X, Y[:, target])
+        np.testing.assert_allclose(together.coef_[target], alone.coef_, rtol=1e-12)
+        np.testing.assert_allclose(together.intercept_[target], alone.intercept_, rtol=1e-12)
