@@ -67,6 +67,7 @@ ORDER = [
     "torchlinreg._solvers.proximal_newton.model",
     "torchlinreg._solvers.proximal_newton.certificate",
     "torchlinreg._solvers.proximal_newton.proximal_newton",
+    "torchlinreg._solvers.proximal_newton.recession",
     "torchlinreg._solvers.proximal_newton.by_rows",
     "torchlinreg._solvers.proximal_newton",
     "torchlinreg._solvers.newton.mean_loss",

@@ -28,6 +28,7 @@ from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
 from torchlinreg._solvers.penalised.nearest import MixedBounds
 from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
 from torchlinreg._solvers.proximal_newton.by_rows import ByRows
+from torchlinreg._solvers.proximal_newton.recession import Fall, Recession
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
 DEFAULT_MAX_ITER = 200
@@ -60,6 +61,8 @@ LEAST_SHRINK = 0.1
 # share of the objective, in coordinates of unit columns, then decides among several optima; of that of a
 # constant prediction where next to nothing is left.
 FLAT, PULL, PERFECT, TINY = 1e-12, 1e-6, 1e-9, 1e-300
+# Where of the curvature this share is left in some direction, the optimum may be at infinity.
+FLATTENED = 1e-3
 PULL_STAGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.0)
 # Mean curvatures below this share of that at a residual of 0 are those of rows that are mostly far off; the
 # least absolute error, to this tolerance, is then the better start.
@@ -177,6 +180,7 @@ def _solve_target(
     model = _Model.of(objective.design, objective.loss.estimates_scale)
     limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
     variables, here, unit = _first(objective, model, robust_start)
+    first = here
     if by_rows is None:
         end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
         return _settled(objective, model, end, unit, smallest_scale, tol, limit)
@@ -186,13 +190,21 @@ def _solve_target(
     if here.hessian.any():
         few = min((limit + 1) // 2, UNPROBED_STEPS)
         end = _descend(objective, model, variables, here, unit, smallest_scale, tol, few)
+    recession = _recession(objective, model, by_rows, variables, first, end)
     unclear = end.status is not Status.OPTIMAL and end.n_iter < limit
     if not (unclear and by_rows.have_kinks(objective.target)):
         if unclear:
             here, before = objective.expand(end.variables), end.n_iter
             end = _descend(objective, model, end.variables, here, unit, smallest_scale, tol, limit - before)
             end = end._replace(n_iter=before + end.n_iter)
-        end = _settled(objective, model, end, unit, smallest_scale, tol, limit)
+            # Slopes may have underflowed to 0 by now, where before they were seen to stay.
+            recession = _recession(objective, model, by_rows, variables, first, end) or recession
+        if recession is None:
+            end = _settled(objective, model, end, unit, smallest_scale, tol, limit)
+        else:
+            end = _without_optimum(objective, model, end, recession, unit)
+        if end.status is Status.NO_FINITE_OPTIMUM:
+            return end
         gap = by_rows.certified(objective.target, end.variables, unit)
         close = gap <= GOOD_ENOUGH * unit and (
             gap <= CLOSE * unit or not by_rows.have_kinks(objective.target)
@@ -201,7 +213,43 @@ def _solve_target(
             return end._replace(optimality=gap / unit)
     rest = None if max_iter is None else limit - end.n_iter
     found = by_rows.solved(objective.target, end.variables, tol**2, rest)
-    return _End(found.theta, found.gap / unit, found.status, end.n_iter + found.n_iter, end.hessian)
+    end = _End(found.theta, found.gap / unit, found.status, end.n_iter + found.n_iter, end.hessian)
+    if recession is None or end.status is Status.OPTIMAL:
+        return end
+    return _without_optimum(objective, model, end, recession, unit)
+
+
+def _recession(
+    objective: Objective, model: _Model, by_rows: ByRows, start: np.ndarray, first: Expansion, end: _End
+) -> Recession | None:
+    """The direction in which steps from `start` go on for ever, towards a finite infimum.
+
+    Raises
+    ------
+    ValueError
+        There is no finite infimum.
+    """
+    if not model.has_flattened(first.hessian, end.hessian):
+        return None
+    found = by_rows.recession(objective.target, end.variables, start)
+    if found is not None and found.fall is Fall.FOR_EVER:
+        raise ValueError(
+            f"loss={objective.loss!r} is unbounded below on these rows: the sum of the losses falls for ever "
+            "as some coefficients, or the intercept, grow. Look for targets that the loss is not made for, "
+            "such as negative ones of a Poisson loss, and for losses that fall without end, such as linear "
+            "ones. If only coefficients grow, alpha > 0 with l1_ratio < 1 makes the optimum finite."
+        )
+    return found
+
+
+def _without_optimum(
+    objective: Objective, model: _Model, end: _End, recession: Recession, unit: float
+) -> _End:
+    """The end of steps along a direction of recession, unless it is still far from the infimum."""
+    left = objective.value(end.variables) + model.penalty_of(end.variables) - recession.limit
+    if end.status is not Status.OPTIMAL and not left <= GOOD_ENOUGH * unit:
+        return end
+    return end._replace(status=Status.NO_FINITE_OPTIMUM, optimality=max(left, 0.0) / unit)
 
 
 def _settled(
@@ -442,6 +490,16 @@ class _Model:
             ),
             moves,
         )
+
+    def has_flattened(self, before: np.ndarray, after: np.ndarray) -> bool:
+        """Whether a Hessian has lost nearly all curvature of an earlier one in some direction."""
+        ridge = self.ridge if self.penalty is None else np.diag(self.penalty.l2)
+        moves = np.flatnonzero(self.moves)
+        inside = np.ix_(moves, moves)
+        unit = np.sqrt((before + ridge)[inside].diagonal())
+        unit = np.where(unit > 0, unit, 1.0)
+        total = (after + ridge)[inside] / unit[:, None] / unit
+        return not np.isfinite(total).all() or bool(np.linalg.eigvalsh(total)[:1] <= FLATTENED)
 
     def feasible(self, theta: np.ndarray) -> np.ndarray:
         """The nearest coordinates within the bounds."""

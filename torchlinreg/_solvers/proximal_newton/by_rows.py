@@ -16,6 +16,7 @@ from torchlinreg._solvers.proximal_newton.convex import Convex
 from torchlinreg._solvers.proximal_newton.kinks import has_kinks
 from torchlinreg._solvers.proximal_newton.points import Points, RowLosses, tangents
 from torchlinreg._solvers.proximal_newton.proximal_newton import DEFAULT_MAX_ITER, descend
+from torchlinreg._solvers.proximal_newton.recession import Recession, find_recession
 
 # Kinks are looked for in so many rows before others take part.
 PROBED_ROWS = 64
@@ -61,6 +62,12 @@ class ByRows:
         theta = self._inward(theta)
         convex, lines = self._convex(Rows(self._own.blocks, keeps_columns=False), target, theta)
         return certify_smooth(convex, theta, lines, ENOUGH * unit)
+
+    def recession(self, target: int, theta: np.ndarray, start: np.ndarray) -> Recession | None:
+        """The direction in which steps from `start` to `theta` go on for ever, if there is any."""
+        theta, start = self._inward(theta), self._inward(start)
+        convex, _ = self._convex(Rows(self._own.blocks, keeps_columns=False), target, start)
+        return find_recession(convex, theta, start)
 
     def solved(self, target: int, theta: np.ndarray, tol: float, max_iter: int | None) -> Found:
         """The optimum by steps from a point."""
