@@ -52,14 +52,13 @@ def shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     return shift, np.ones_like(shift) if frame.scale is None else frame.scale.cpu().numpy()
 
 
-def in_units_of(coef: np.ndarray, scale: np.ndarray, target_scale: np.ndarray) -> np.ndarray:
-    """Coefficients of a frame's columns and targets in the user's units; shape: (n_columns, n_targets).
+def log2_of_units(scale: np.ndarray, target_scale: np.ndarray) -> np.ndarray:
+    """Exponents that bring coefficients of a frame into the user's units; shape: (n_columns, n_targets).
 
-    Both powers of two at once: one alone might over- or underflow.
+    For `numpy.ldexp`, both powers of two at once: one alone might over- or underflow.
     """
-    exponent = np.frexp(scale)[1][:, None] - np.frexp(target_scale)[1]
-    moved: np.ndarray = np.ldexp(coef, exponent)
-    return moved
+    exponent: np.ndarray = np.frexp(scale)[1][:, None] - np.frexp(target_scale)[1]
+    return exponent
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity show in the moments

@@ -17,7 +17,7 @@ from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments, exact_rows
 from torchlinreg._moments.gradient import DEPTHS, exact_residual
-from torchlinreg._moments.moments import Frame, in_units_of, shift_and_scale
+from torchlinreg._moments.moments import Frame, log2_of_units, shift_and_scale
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.losses import Loss
@@ -121,7 +121,9 @@ def _above_constant(
     seen = dd.add(seen, dd.two_sum(solution.intercept[None], -shift[None, targets]))
     model = np.zeros((len(raw[0]), len(of_y))), np.zeros((len(raw[0]), len(of_y)))
     model[0][0], model[1][0] = (-part[0] * of_y for part in seen)
-    model[0][1 : 1 + n_features] = -in_units_of(solution.coef, 1 / scale[1 : 1 + n_features], 1 / of_y)
+    model[0][1 : 1 + n_features] = -np.ldexp(
+        solution.coef, log2_of_units(1 / scale[1 : 1 + n_features], 1 / of_y)
+    )
     model[0][targets] = np.eye(len(of_y))
     residual = dd.sum_over_first_axis(dd.multiply(model, dd.matmul(raw, model)))
     total = raw[0].diagonal()[targets], raw[1].diagonal()[targets]

@@ -18,7 +18,7 @@ from torchlinreg._linalg.cholesky import (
 )
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS, Depth
-from torchlinreg._moments.moments import in_units_of
+from torchlinreg._moments.moments import log2_of_units
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.basis import (
     COMBINATION_ERRORS,
@@ -508,8 +508,8 @@ def _across(basis: Basis, null: DoubleDouble, weights: np.ndarray) -> np.ndarray
 def _in_user_units(basis: Basis, coef: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
     p = basis.n_features
     scale, target_scale = basis.scale[:p], basis.scale[p:]
-    high, low = (in_units_of(part[1:], scale, target_scale) for part in coef)
-    features = high, low
+    exponent = log2_of_units(scale, target_scale)
+    features = np.ldexp(coef[0][1:], exponent), np.ldexp(coef[1][1:], exponent)
     zero = np.zeros((1, coef[0].shape[1]))
     if not basis.fit_intercept:
         return features, (zero, zero)

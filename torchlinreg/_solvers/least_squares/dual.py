@@ -27,7 +27,7 @@ from torchlinreg._linalg.cholesky import (
     solve_upper,
 )
 from torchlinreg._linalg.gram import EPS
-from torchlinreg._moments.moments import SAFE_RANGE, Frame, in_units_of, scale_for_ridge, shift_and_scale
+from torchlinreg._moments.moments import SAFE_RANGE, Frame, log2_of_units, scale_for_ridge, shift_and_scale
 from torchlinreg._moments.wide import PIECE_BYTES, WideRows
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
@@ -335,7 +335,8 @@ def _in_user_units(
 ) -> tuple[DoubleDouble, DoubleDouble]:
     shift, scale = shift_and_scale(frame)
     columns, targets = slice(1, 1 + len(coef[0])), slice(1 + len(coef[0]), None)
-    high, low = (in_units_of(part, scale[columns], scale[targets]) for part in coef)
+    exponent = log2_of_units(scale[columns], scale[targets])
+    high, low = np.ldexp(coef[0], exponent), np.ldexp(coef[1], exponent)
     if not fit_intercept:
         return (high, low), (intercept[0] / scale[targets], intercept[1] / scale[targets])
     # In the frame, where coefficients can be split; constant columns may be too large for that.

@@ -20,7 +20,7 @@ from torchlinreg._linalg.cholesky import MAX_REFINEMENTS, DoubleDouble, Factor, 
 from torchlinreg._linalg.gram import EPS, LONGEST_SUM
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import DEPTHS, Depth
-from torchlinreg._moments.moments import Frame, in_units_of, shift_and_scale
+from torchlinreg._moments.moments import Frame, log2_of_units, shift_and_scale
 from torchlinreg._objective.problem import SMALL_DATA, Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.basis import DEPENDENT, MomentsSource, RowsSource
@@ -451,7 +451,8 @@ def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     shift, scale = fit.units
     first = fit.n_intercepts
     columns = fit.design[first:]
-    high, low = (in_units_of(part[first:], scale[columns], scale[fit.responses]) for part in fit.coef)
+    exponent = log2_of_units(scale[columns], scale[fit.responses])
+    high, low = np.ldexp(fit.coef[0][first:], exponent), np.ldexp(fit.coef[1][first:], exponent)
     zero = np.zeros((1, len(fit.responses)))
     if not first:
         return (high, low), (zero, zero)
