@@ -55,12 +55,7 @@ def with_least_norm(
     if ties is None:
         return solution
     if problem.loss.kind == "piecewise_linear":
-        unit = problem.standardised.unit
-        size = float(((solution.coef * unit[:, None]) ** 2).sum()) or 1.0
-        pulled = replace(penalty, l2=penalty.l2 + PULL * _size_of_y(problem) / size * unit**2)
-        again = solve(replace(problem, penalty=pulled))
-        if again.status is Status.OPTIMAL:
-            solution = replace(again, optimality=max(again.optimality or 0.0, PULL**2))
+        return _told(solution)
     coef, intercept = solution.coef.copy(), solution.intercept.copy()
     residual = ties.residual(solution.coef) if problem.loss.kind == "quadratic" else np.zeros(coef.shape[1])
     for target, old in enumerate(solution.coef.T):
