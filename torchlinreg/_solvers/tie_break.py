@@ -42,9 +42,9 @@ def with_least_norm(
 ) -> Solution:
     """The solution or, where columns depend on each other, the one of least norm.
 
-    If the bound on its objective, measured again, is above `tol`, the solution stays as it was. Piecewise linear
-    losses, whose optima may differ in their predictions as well, come with their least norm. `moments` take the
-    place of rows that are gone.
+    If the bound on its objective, measured again, is above `tol`, the solution stays as it was. Piecewise
+    linear losses, whose optima may differ in their predictions as well, come with their least norm. `moments`
+    take the place of rows that are gone.
     """
     penalty = problem.penalty
     if penalty.is_ridge and solution.rank is not None:  # whose coordinates span the rows, and have that norm
