@@ -114,23 +114,6 @@ QUICK = [
     *SEARCHES,
 ]
 IN_QUICK = {as_text(reg) for reg in QUICK}
-# Seen with MKL's AVX2 and SSE4.2 instructions, and with OpenBLAS's kernels for Haswell and SandyBridge.
-ON_SOME_PROCESSORS = pytest.mark.xfail(
-    strict=False,
-    reason="on some processors predictions of weighted and of repeated rows differ by up to 2e-5",
-)
-FAILING = {
-    (
-        as_text(TorchLinearRegressor(loss="epsilon_insensitive")),
-        f"check_sample_weight_equivalence_on_{kind}_data",
-    )
-    for kind in ("dense", "sparse")
-}
-
-
-def marks_of(reg, check):
-    marks = [] if as_text(reg) in IN_QUICK else [pytest.mark.exhaustive]
-    return [*marks, ON_SOME_PROCESSORS] if (as_text(reg), check.func.__name__) in FAILING else marks
 
 
 def name_of(reg, check):
@@ -140,7 +123,9 @@ def name_of(reg, check):
 
 # As `parametrize_with_checks` does, whose generator pytest 9 deprecates in scikit-learn 1.6.
 CHECKS = [
-    pytest.param(*pair, id=name_of(*pair), marks=marks_of(*pair))
+    pytest.param(
+        *pair, id=name_of(*pair), marks=[] if as_text(pair[0]) in IN_QUICK else [pytest.mark.exhaustive]
+    )
     for reg in ALL
     for pair in estimator_checks_generator(reg)
 ]

@@ -76,8 +76,6 @@ SOLVERS = {
 SINGLE = 32
 # Products of stronger penalties with coefficients and units overflow in Newton and interior point steps.
 LARGEST_STRENGTH = 1e300
-# Where a small ridge decides among optima, its own optimum must be known to rounding.
-LEAST_TOL = 1e-18
 
 
 def solve(name: object, problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -107,10 +105,7 @@ def _solve_part(run: Solve, problem: Problem, tol: float, max_iter: int | None) 
 
 
 def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> Solution:
-    def again(other: Problem) -> Solution:
-        return run(other, min(tol, LEAST_TOL), max_iter)
-
-    solution = with_least_norm(problem, run(problem, tol, max_iter), again, tol)
+    solution = with_least_norm(problem, run(problem, tol, max_iter), tol)
     return not_above_constant(problem, solution)
 
 
@@ -127,11 +122,7 @@ def _solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> So
     _refuse_extreme(moments.frame)
     roundoff = max(EPS, moments.unit_roundoff)
     given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
-
-    def again(other: Problem) -> Solution:
-        return solve_moments(other, moments, tol)
-
-    return with_least_norm(given, again(given), again, tol, moments)
+    return with_least_norm(given, solve_moments(given, moments, tol), tol, moments)
 
 
 def _refuse_extreme_units(problem: Problem) -> None:

@@ -25,8 +25,6 @@ from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.null_space import null_space
 from torchlinreg._solvers.penalised.active_set import measured
 
-# The ridge that decides among optima of different predictions, relative to the spread of y.
-PULL = 1e-5
 # What the predictions may change by, relative to the residuals, and in units of their own rounding.
 OF_RESIDUALS, OF_ROUNDING = 1e-6, 2 * EPS
 # Ridges below this share of a unit column's square are lost in it.
@@ -36,15 +34,14 @@ NO_RIDGE = EPS
 def with_least_norm(
     problem: Problem,
     solution: Solution,
-    solve: Callable[[Problem], Solution],
     tol: float,
     moments: ExactMoments | None = None,
 ) -> Solution:
     """The solution or, where columns depend on each other, the one of least norm.
 
-    If the bound on its objective, measured again, is above `tol`, the solution stays as it was. Optima of
-    piecewise linear losses may differ in their predictions as well; there a small ridge decides, with which
-    `solve` runs again. `moments` take the place of rows that are gone.
+    If the bound on its objective, measured again, is above `tol`, the solution stays as it was. Piecewise
+    linear losses, whose optima may differ in their predictions as well, come with their least norm. `moments`
+    take the place of rows that are gone.
     """
     penalty = problem.penalty
     if penalty.is_ridge and solution.rank is not None:  # whose coordinates span the rows, and have that norm
@@ -55,12 +52,7 @@ def with_least_norm(
     if ties is None:
         return solution
     if problem.loss.kind == "piecewise_linear":
-        unit = problem.standardised.unit
-        size = float(((solution.coef * unit[:, None]) ** 2).sum()) or 1.0
-        pulled = replace(penalty, l2=penalty.l2 + PULL * _size_of_y(problem) / size * unit**2)
-        again = solve(replace(problem, penalty=pulled))
-        if again.status is Status.OPTIMAL:
-            solution = replace(again, optimality=max(again.optimality or 0.0, PULL**2))
+        return _told(solution)
     coef, intercept = solution.coef.copy(), solution.intercept.copy()
     residual = ties.residual(solution.coef) if problem.loss.kind == "quadratic" else np.zeros(coef.shape[1])
     for target, old in enumerate(solution.coef.T):
@@ -83,12 +75,6 @@ def _told(solution: Solution) -> Solution:
     if solution.status is not Status.OPTIMAL:
         return solution
     return replace(solution, status=Status.MINIMUM_NORM)
-
-
-def _size_of_y(problem: Problem) -> float:
-    """Its spread, or its size where that is 0, else 1."""
-    spread = float(problem.standardised.target_spread.max())
-    return spread or float(problem.blocks.y.abs().max()) or 1.0
 
 
 @dataclass(frozen=True)

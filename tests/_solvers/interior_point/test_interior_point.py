@@ -317,10 +317,6 @@ def test_order_and_number_of_rows_do_not_choose_among_several_optima(seed):
     assert_optimal(Case(X, y, loss, weight), found)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="without MKL's AVX kernels the least slope among all optima is taken for 4e-7 instead of 0",
-)
 @pytest.mark.parametrize("n", [3000, 9000])
 def test_nor_do_they_among_many_rows(n):
     """The medians of both groups may be anything from 0 to 2, and from 1 to 4."""

@@ -23,8 +23,9 @@ from torchlinreg._data.rows import tensor_blocks
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.coordinates import Design, design_of
+from torchlinreg._solvers.interior_point.optimal_face import root_of_norm, shortest_optimum
 from torchlinreg._solvers.interior_point.program import Iterate, Program, Rows, State
-from torchlinreg._solvers.interior_point.vertex import is_one_of_several, vertex_of_kinks, vertex_of_weights
+from torchlinreg._solvers.interior_point.vertex import vertex_of_kinks, vertex_of_weights
 from torchlinreg.losses import PiecewiseLinear
 
 DEFAULT_MAX_ITER = 100
@@ -66,9 +67,8 @@ PATIENCE = 8
 EARLY = 0.5
 # With a ridge it is tried later, and where the gap falls by so much in a step: most kinks are then known.
 EARLY_WITH_RIDGE, FAST = 0.1, 0.03
-# Ridges that decide among several optima of a loss with slopes of about 1, to that tolerance. Objectives this
-# close, relatively, are the same.
-PULLS, PULLED_TOL, SAME = (1e-2, 1e-4, 1e-6), 1e-14, 1e-12
+# Sums of weights this close, relatively, are the same.
+SAME = 1e-12
 # Rows times squared columns up to which steps may be found by QR, where a Gram matrix has lost the digits.
 LARGEST_QR = 3 * 10**8
 
@@ -123,19 +123,23 @@ class _Factor:
 
 
 def _solved(
-    program: Program, theta: np.ndarray, center: Callable[[], np.ndarray], tol: float, max_iter: int
+    program: Program,
+    theta: np.ndarray,
+    shortest: Callable[[Program, Iterate], Iterate],
+    tol: float,
+    max_iter: int,
 ) -> Iterate:
     """The optimum; of many rows from those near the kinks (Portnoy, Koenker 1997, section 4).
 
     A sample of the rows gives a model near the optimum. Rows far from its kinks, as long as they remain on
     their side, have the loss of their mean. Those that change sides are added and the others solved again: it
-    ends with the optimum of all rows. Of several optima it is the one nearest to `center`: the optima of all
-    rows are among those of the rows that take part.
+    ends with the optimum of all rows. Of several optima it is the `shortest`: the optima of all rows are
+    among those of the rows that take part.
     """
 
     def optimum(program: Program, theta: np.ndarray, limit: int) -> Iterate:
         found = minimise_program(program, theta, tol, limit)
-        return _nearest(program, found, center, limit - found.n_iter)
+        return found if found.out_of_steps else shortest(program, found)
 
     n_rows = len(program.y)
     n_sample = int(SAMPLE * (n_rows * len(theta)) ** (2 / 3))
@@ -173,35 +177,6 @@ def _solved(
         kept |= wrong
     found = optimum(program, found.theta, max(max_iter - n_iter, 0))
     return replace(found, n_iter=n_iter + found.n_iter)
-
-
-def _nearest(program: Program, found: Iterate, center: Callable[[], np.ndarray], max_iter: int) -> Iterate:
-    """Of several optima of a linear program the one nearest to `center`.
-
-    A ridge decides: the largest that leaves the objective where it is, as it tells optima apart best.
-    """
-    if program.has_ridge or found.out_of_steps or not is_one_of_several(program, found):
-        return found
-    there = center()
-    moved = replace(program, y=program.y - program.rows.times(there))
-    n_iter = found.n_iter
-    for pull in PULLS:
-        ridge = np.where(program.free, pull, 0.0)
-        pulled = replace(moved, ridge=ridge if program.ridge.ndim == 1 else np.diag(ridge))
-        # Not from the vertex found: where many rows are met exactly, steps stay short.
-        start = inside_bounds(np.zeros_like(ridge), program.lower, program.upper, pulled.ridge)
-        start = np.where(program.free, start, found.theta)
-        nearest = minimise_program(pulled, start, PULLED_TOL, max_iter - n_iter + found.n_iter)
-        n_iter += nearest.n_iter
-        if nearest.out_of_steps:
-            break
-        theta = nearest.theta + there
-        values = program.values(theta)
-        objective = program.objective(theta, values)
-        if objective <= found.objective * (1 + SAME) + ROUNDING:
-            gap = min(found.gap, program.gap(theta, values, nearest.dual))
-            return replace(nearest, theta=theta, objective=objective, gap=gap, n_iter=n_iter)
-    return replace(found, n_iter=n_iter)
 
 
 def _part(program: Program, X: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> Program:
@@ -294,12 +269,17 @@ def _best_of(program: Program, found: list[Iterate], tol: float) -> Iterate:
     if result is None:
         result = min(found, key=lambda iterate: iterate.objective)
     values = program.values(result.theta)
-    duals = [iterate.dual for iterate in found]
-    gaps = [result.gap, *(program.gap(result.theta, values, dual) for dual in duals)]
+
+    def gap_of(dual: torch.Tensor) -> float:
+        return program.gap(result.theta, values, dual)
+
+    duals = [result.dual, *(iterate.dual for iterate in found)]
+    gaps = [result.gap, *map(gap_of, duals[1:])]
     if min(gaps) > tol * program.unit(result.objective):
-        duals = [_balanced(program, result.theta, dual) for dual in duals]
-        gaps += [program.gap(result.theta, values, dual) for dual in duals]
-    return replace(result, gap=min(*gaps, program.most_above(result.objective)))
+        balanced = [_balanced(program, result.theta, dual) for dual in duals[1:]]
+        duals, gaps = duals + balanced, gaps + list(map(gap_of, balanced))
+    best = int(np.argmin(gaps))
+    return replace(result, dual=duals[best], gap=min(gaps[best], program.most_above(result.objective)))
 
 
 def _balanced(program: Program, theta: np.ndarray, dual: torch.Tensor) -> torch.Tensor:
@@ -404,14 +384,28 @@ def _least(values: torch.Tensor) -> float:
 
 
 def _best_constant(y: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinear) -> float:
-    """The constant prediction of least loss; the least of several."""
+    """The constant prediction of least loss; of several the nearest to the median of y."""
     kinks = torch.cat([y - position for position in pieces.positions])
     mass = torch.cat([jump * weight for jump in pieces.jumps])
-    kinks, order = torch.sort(kinks)
+    total = float(weight.sum())
+    level = total * (pieces.slope + sum(pieces.jumps))
+    lowest, highest = _where_below(kinks, mass, level)
+    return min(max(_median(y, weight), lowest), highest)
+
+
+def _median(y: torch.Tensor, weight: torch.Tensor) -> float:
+    """The lower median."""
+    return _where_below(y, weight, float(weight.sum()) / 2)[0]
+
+
+def _where_below(values: torch.Tensor, mass: torch.Tensor, level: float) -> tuple[float, float]:
+    """The first value up to where the mass reaches a level, and the first where it exceeds it."""
+    values, order = torch.sort(values)
     below = torch.cumsum(mass[order], 0)
-    level = float(below[-1]) + pieces.slope * float(weight.sum())
-    index = int((below < level - SAME * float(below[-1])).sum())
-    return float(kinks[min(index, len(order) - 1)])
+    slack = SAME * float(below[-1])
+    first, last = int((below < level - slack).sum()), int((below <= level + slack).sum())
+    most = len(values) - 1
+    return float(values[min(first, most)]), float(values[min(last, most)])
 
 
 def _mean_loss(residual: torch.Tensor, weight: torch.Tensor, pieces: PiecewiseLinear) -> float:
@@ -441,6 +435,7 @@ def _solve_target(
     columns: _Columns,
     pieces: PiecewiseLinear,
     start: np.ndarray,
+    root: np.ndarray,
     n_intercepts: int,
     tol: float,
     max_iter: int,
@@ -459,6 +454,7 @@ def _solve_target(
     resting = np.clip(0.0, lower, upper)
     if (base == 0 and not resting.any()) or held.all():
         theta, gap, n_iter, converged = resting, 0.0, 1, True
+        theta[:n_intercepts] = _best_constant(y, weight, pieces) / size
     else:
         scaled = PiecewiseLinear(pieces.slope, tuple(p / size for p in pieces.positions), pieces.jumps)
         program = Program(
@@ -466,12 +462,11 @@ def _solve_target(
         )
         theta = np.where(held, resting, inside_bounds(theta, lower, upper, ridge * size))
 
-        def best_constant() -> np.ndarray:
-            center = np.zeros_like(theta)
-            center[:n_intercepts] = _best_constant(program.y, weight, scaled)
-            return center
+        def shortest(part: Program, found: Iterate) -> Iterate:
+            middle = _median(program.y, weight) if n_intercepts else 0.0
+            return shortest_optimum(part, found, root, n_intercepts, middle)
 
-        found = _solved(program, theta, best_constant, tol, max_iter)
+        found = _solved(program, theta, shortest, tol, max_iter)
         theta, gap, n_iter, converged = found.theta, found.gap, max(found.n_iter, 1), not found.out_of_steps
         if base == 0:  # and the coefficients that it belongs to are beyond a bound
             base = size * program.objective(resting, program.values(resting))
@@ -544,8 +539,9 @@ def solve_interior_point(problem: Problem, tol: float, max_iter: int | None) -> 
     limit = DEFAULT_MAX_ITER if max_iter is None else max_iter
     columns = _columns(design, rows, weight, pieces, problem.penalty.has_bounds)
     n_intercepts = int(problem.fit_intercept)
+    root = root_of_norm(design.transform, n_intercepts)
     targets = [
-        _solve_target(rows, y, weight, columns, pieces, start, n_intercepts, goal, limit)
+        _solve_target(rows, y, weight, columns, pieces, start, root, n_intercepts, goal, limit)
         for y, start in zip(blocks.y.T.contiguous(), design.start.T, strict=True)
     ]
     coef, intercept = _in_users_units(problem, design, targets)

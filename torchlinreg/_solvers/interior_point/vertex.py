@@ -14,6 +14,8 @@ CANDIDATES = 1.5
 AT_KINK, OUTSIDE = 1e-13, 1e-9
 # Duals this far inside of their range, relatively, hold their hinges at their kinks.
 HELD = 1e-9
+# Less of the largest dual is its rounding.
+NO_DUAL = 1e-14
 # Rows at kinks, times columns, up to which they are solved for.
 LARGEST_VERTEX = 10**7
 # A row at its kink is dependent on others if less than this share of it is not.
@@ -37,7 +39,7 @@ def vertex_of_weights(program: Program, state: State) -> Iterate | None:
         return None
     if n_at_kink > len(index):
         index = torch.nonzero(at_kink)[:, 0]
-        kinks = _Kinks(program.gradients(index)[:, free])
+        kinks = Kinks(program.gradients(index)[:, free])
     dual = torch.zeros_like(state.d)
     dual[finite] = torch.where((values[finite] > 0) & ~at_kink[finite], program.cost, 0.0)
     pulled = program.linear - program.transposed(dual)
@@ -50,18 +52,21 @@ def vertex_of_weights(program: Program, state: State) -> Iterate | None:
     theta[program.column[columns]] = program.sign[columns] * program.offset[columns]
     values = program.values(theta)
     objective, gap = program.objective(theta, values), program.gap(theta, values, inside)
-    is_unique = len(index) == free.sum() and bool(_holds(program, inside)[index].all())
+    is_unique = len(index) == free.sum() and bool(holds(program, inside)[index].all())
     return Iterate(theta, inside, objective, gap, is_vertex=True, is_unique=is_unique)
 
 
-def _holds(program: Program, dual: torch.Tensor) -> torch.Tensor:
+def holds(program: Program, dual: torch.Tensor) -> torch.Tensor:
     """Whether each hinge's dual is inside its range, so that the hinge is at its kink in every optimum."""
-    holds = dual > HELD * float(dual.max())
-    holds[: program.n_finite] &= dual[: program.n_finite] < (1 - HELD) * program.cost
-    return holds
+    finite, least = slice(program.n_finite), NO_DUAL * float(dual.max())
+    room = dual.clone()
+    torch.minimum(dual[finite], program.cost - dual[finite], out=room[finite])
+    result = room > max(least, 0.0)
+    result[finite] &= room[finite] > HELD * program.cost
+    return result
 
 
-def _independent_hinges(program: Program, state: State) -> tuple[torch.Tensor, _Kinks]:
+def _independent_hinges(program: Program, state: State) -> tuple[torch.Tensor, Kinks]:
     """As many of the hinges with the largest weights in a step as there are columns."""
     weight = state.v / state.d
     weight[: program.n_finite] += state.u / state.e
@@ -72,7 +77,7 @@ def _independent_hinges(program: Program, state: State) -> tuple[torch.Tensor, _
     root = largest.values.sqrt().cpu().numpy()[:, None]
     *_, order = qr((root * rows).T, mode="economic", pivoting=True, check_finite=False)
     order = order[:n_columns].astype(np.int64)
-    return largest.indices[torch.from_numpy(order).to(weight.device)], _Kinks(rows[order])
+    return largest.indices[torch.from_numpy(order).to(weight.device)], Kinks(rows[order])
 
 
 def vertex_of_kinks(program: Program, state: State) -> Iterate | None:
@@ -99,7 +104,7 @@ def vertex_of_kinks(program: Program, state: State) -> Iterate | None:
     theta[columns] = program.sign[fixed] * program.offset[fixed]
     moving = program.free.copy()
     moving[columns] = False
-    kinks = _Kinks(program.rows.take(index % n_rows).cpu().numpy()[:, moving])
+    kinks = Kinks(program.rows.take(index % n_rows).cpu().numpy()[:, moving])
     values = program.values(theta)
     theta[moving] += kinks.onto(values[index].cpu().numpy())
 
@@ -124,20 +129,7 @@ def vertex_of_kinks(program: Program, state: State) -> Iterate | None:
     return Iterate(theta, dual, program.objective(theta, values), program.gap(theta, values, dual), True)
 
 
-def is_one_of_several(program: Program, found: Iterate) -> bool:
-    """Whether a linear program may have other optima: too few hinges hold this one where it is."""
-    if found.is_unique:
-        return False
-    values = program.values(found.theta)
-    holds = values.abs() <= HELD * (1 + float(np.abs(found.theta).sum()))
-    holds &= _holds(program, found.dual)
-    n_held, n_columns = int(holds.sum()), int(program.free.sum())
-    if n_held < n_columns or n_held * n_columns > LARGEST_VERTEX:
-        return n_held < n_columns
-    return _Kinks(program.gradients(torch.nonzero(holds)[:, 0])[:, program.free]).rank < n_columns
-
-
-class _Kinks:
+class Kinks:
     """Rows that are to be met exactly, by a pivoted QR of their transpose: dependent ones are left out."""
 
     def __init__(self, rows: np.ndarray) -> None:
@@ -148,14 +140,14 @@ class _Kinks:
         if not rows.size:
             self.rank = 0
             self._index, self._upper = np.arange(0), np.zeros((0, 0))
-            self._along, self._across = np.zeros((n_columns, 0)), np.eye(n_columns)
+            self._along, self.across = np.zeros((n_columns, 0)), np.eye(n_columns)
             return
         basis, upper, pivots = qr(self._rows.T, pivoting=True, check_finite=False)
         diagonal = np.abs(upper.diagonal())
         self.rank = rank = int((diagonal > DEPENDENT * diagonal[:1]).sum())
         self._index = pivots[:rank]
         self._upper = upper[:rank, :rank]
-        self._along, self._across = basis[:, :rank], basis[:, rank:]
+        self._along, self.across = basis[:, :rank], basis[:, rank:]
 
     def onto(self, values: np.ndarray) -> np.ndarray:
         """The least step by which the rows change by these values."""
@@ -164,11 +156,11 @@ class _Kinks:
 
     def along(self, gradient: np.ndarray, curvature: np.ndarray) -> np.ndarray:
         """The step to the minimum of a quadratic among those that do not change the rows."""
-        if not self._across.shape[1]:
+        if not self.across.shape[1]:
             return np.zeros_like(gradient)
-        bent = curvature[:, None] * self._across if curvature.ndim == 1 else curvature @ self._across
-        inverse = np.linalg.pinv(self._across.T @ bent, rcond=1e-13, hermitian=True)
-        return -self._across @ (inverse @ (self._across.T @ gradient))
+        bent = curvature[:, None] * self.across if curvature.ndim == 1 else curvature @ self.across
+        inverse = np.linalg.pinv(self.across.T @ bent, rcond=1e-13, hermitian=True)
+        return -self.across @ (inverse @ (self.across.T @ gradient))
 
     def duals(self, pulled: np.ndarray, near: np.ndarray) -> np.ndarray:
         """Duals near those given by which the rows balance the gradient."""
