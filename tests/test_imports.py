@@ -59,6 +59,7 @@ ORDER = [
     "torchlinreg._solvers.penalised.bounded",
     "torchlinreg._solvers.interior_point.program",
     "torchlinreg._solvers.interior_point.vertex",
+    "torchlinreg._solvers.interior_point.optimal_face",
     "torchlinreg._solvers.interior_point.interior_point",
     "torchlinreg._solvers.interior_point",
     "torchlinreg._solvers.proximal_newton.points",

@@ -182,7 +182,7 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
     root = np.sqrt(weight / weight_sum)[:, None]
     rows = (X - center) * root
     spread = np.sqrt((rows**2).sum(0))
-    directions, upper = _whitened(rows, spread, solution.rank, float(problem.penalty.l2[0]))
+    transform, inverse = _whitened(rows, spread, solution.rank, float(problem.penalty.l2[0]))
     centred_y = (y - target_center) * root
     residual = centred_y - rows @ solution.coef
     penalty = 2 * problem.penalty.value(solution.coef.T)
@@ -193,8 +193,8 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
         spread=spread,
         target_center=target_center,
         target_spread=np.sqrt((centred_y**2).sum(0)),
-        transform=solve_triangular(upper, directions.T, trans="T").T,
-        inverse=upper @ directions.T,
+        transform=transform,
+        inverse=inverse,
         cross=rows.T @ centred_y,
         scatter=None,
         rows=rows,
@@ -205,11 +205,12 @@ def _of_rows(problem: Problem, tol: float) -> Geometry:
 def _whitened(
     rows: np.ndarray, spread: np.ndarray, rank: int | None, l2: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal directions that span the rows, and U for which ``U' U`` is the Hessian along them.
+    """The transform of `Geometry`, and its inverse, triangular for features in the order of their sizes.
 
-    By Householder reflections of the features in the order of their sizes, with pivoting among the rows, each
-    feature is rounded relative to itself, whatever the units of others (Cox and Higham 1998, Stability of
-    Householder QR factorization for weighted least squares problems).
+    By Householder reflections of the features in that order, with pivoting among the rows, each feature is
+    rounded relative to itself, whatever the units of others (Cox and Higham 1998, Stability of Householder QR
+    factorization for weighted least squares problems). The triangle does not depend on the order of rows, or
+    on whether they are repeated or have weights.
     """
     by_size = np.argsort(-spread, kind="stable")
     directions = np.zeros((len(spread), min(rows.shape)))
@@ -217,6 +218,10 @@ def _whitened(
     size = (np.abs(directions) * spread[:, None]).max(0)
     kept = np.abs(factor.diagonal()) > DEPENDENT_ROWS * size
     kept[rank:] = False  # which is known from exact products: here, a mean far from 0 leaves its rounding
-    ridge = np.sqrt(l2) * np.eye(int(kept.sum()))
-    upper: np.ndarray = qr(np.vstack([factor[kept].T, ridge]), mode="r")[0][: len(ridge)]
-    return directions[:, kept], upper
+    directions = directions[:, kept]
+    ridge = np.sqrt(l2) * np.eye(directions.shape[1])
+    upper = qr(np.vstack([factor[kept].T, ridge]), mode="r")[0][: len(ridge)]
+    inverse = upper @ directions.T
+    rotation, triangle = qr(inverse[:, by_size], mode="economic")
+    rotation *= np.where(triangle.diagonal() < 0, -1.0, 1.0)
+    return solve_triangular(upper, directions.T, trans="T").T @ rotation, rotation.T @ inverse
