@@ -61,6 +61,7 @@ ORDER = [
     "torchlinreg._solvers.interior_point.interior_point",
     "torchlinreg._solvers.interior_point",
     "torchlinreg._solvers.newton.mean_loss",
+    "torchlinreg._solvers.newton.certificate",
     "torchlinreg._solvers.newton.newton",
     "torchlinreg._solvers.newton",
     "torchlinreg._solvers.penalised.active_set",
