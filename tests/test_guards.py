@@ -1,16 +1,23 @@
 """Random problems of every kind: claims of optima hold, and order, copies and units do not matter."""
 
+from dataclasses import replace
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from sklearn.exceptions import ConvergenceWarning
 
 from benchmarks.guards import FAMILIES, Exact, Trial, judge, judge_laws, main, make_trial
 from benchmarks.guards import LOSSES as LOSSES_OF_TRIALS
-from torchlinreg import Status, TorchLinearRegressor
+from torchlinreg import Status, TorchLinearRegressor, regularization_path
+from torchlinreg import _solvers as solvers
 from torchlinreg._data.rows import as_row_blocks
+from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
+from torchlinreg._moments.moments import choose_frame
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution
-from torchlinreg._solvers.best_constant import not_above_constant
+from torchlinreg._solvers.best_constant import not_above_constant, not_above_constant_of_moments
 from torchlinreg._solvers.least_squares.normal_equations import solve_cholesky
 from torchlinreg.losses import LOSSES, Quantile
 
@@ -129,3 +136,79 @@ def test_a_dense_ordinary_fit_proves_itself():
 def test_rows_of_small_weight_far_from_0_span_no_further_coordinates():
     trial = make_trial(63)
     assert judge(trial).outcome == "kept"
+
+
+@pytest.mark.parametrize("loss_of_digits", [2.0**-100, 2.0**-50])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_moments_tell_what_is_above_the_best_constant(alpha, fit_intercept, loss_of_digits):
+    """Of random models; truths are rational numbers."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((12, 2)) * [1.0, 1e-170] + [100.0, 0.0]
+    y = 3 + X @ [1.0, 1e170] + rng.standard_normal(12)
+    problem = Problem(as_row_blocks(X, y), ridge(alpha, 2), fit_intercept)
+    frame = choose_frame(problem.blocks, fit_intercept=fit_intercept)
+    moments = problem.blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge)
+    moments = replace(moments, unit_roundoff=loss_of_digits)
+    verdicts = set()
+    for share in (0.0, 0.5, 0.9, 1.1, 1.9, 2.1, 3.0):
+        coef = np.array([[share], [share * 1e170 * (alpha == 0)]])
+        intercept = y.mean() - X.mean(0) @ coef if fit_intercept else np.zeros(1)
+        solution = solution_of(coef, intercept)
+        found = not_above_constant_of_moments(problem, moments, solution)
+        is_above = rational_objective(X, y, coef, intercept, alpha) > best_constant(y, fit_intercept)
+        assert (found.status is Status.CONSTANT) == is_above
+        verdicts.add(is_above)
+        if is_above:
+            assert not found.coef.any()
+            assert found.intercept[0] == pytest.approx(y.mean() if fit_intercept else 0.0)
+    assert verdicts == {True, False}
+
+
+def rational_objective(X, y, coef, intercept, alpha):
+    rows = [[Fraction(value) for value in row] for row in X]
+    slopes = [Fraction(value) for value in coef[:, 0]]
+    squares = 0
+    for row, target in zip(rows, y, strict=True):
+        predicted = sum(c * value for c, value in zip(slopes, row, strict=True)) + Fraction(intercept[0])
+        squares += (Fraction(target) - predicted) ** 2
+    return squares / len(y) / 2 + Fraction(alpha) / 2 * sum(c**2 for c in slopes)
+
+
+def best_constant(y, fit_intercept):
+    targets = [Fraction(value) for value in y]
+    mean = sum(targets) / len(y) if fit_intercept else 0
+    return sum((value - mean) ** 2 for value in targets) / len(y) / 2
+
+
+def test_partial_fit_ends_at_the_constant_with_a_warning(monkeypatch):
+    def wrong(*arguments, **keywords):
+        return solution_of([[9.0], [9.0]], [0.0])
+
+    monkeypatch.setattr(solvers, "solve_accumulated", wrong)
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((20, 2)), 5 + rng.standard_normal(20)
+    reg = TorchLinearRegressor()
+    with pytest.warns(ConvergenceWarning, match="constant was taken"):
+        reg.partial_fit(X, y)
+    assert reg.status_.name == "CONSTANT"
+    assert not reg.coef_.any()
+    assert reg.intercept_ == pytest.approx(y.mean())
+
+
+@pytest.mark.parametrize("seed", [14, 91, 104])
+def test_paths_are_not_above_the_best_constant(seed):
+    """Offsets of which the rounding of predictions is more than coefficients of strong penalties explain."""
+    rng = np.random.default_rng(seed)
+    n_samples, n_features = int(rng.integers(5, 30)), int(rng.integers(1, 4))
+    X = 10.0 ** rng.uniform(0, 17, n_features)
+    X = X + rng.standard_normal((n_samples, n_features)) * 10.0 ** rng.uniform(-3, 3, n_features)
+    if n_features > 1 and rng.random() < 0.3:
+        X[:, 1] = X[:, 0] * (1 + 1e-15 * rng.standard_normal(n_samples))
+    y = rng.standard_normal(n_samples) * 10.0 ** rng.uniform(-5, 5) + rng.choice([0, 1e3, 1e10])
+    options = {"l1_ratio": 0.5} if seed == 91 else {"l1_ratio": 0.0, "positive": True}
+    path = regularization_path(X, y, alphas=6, **options)
+    mean = float(sum(map(Fraction, y)) / len(y))
+    least = rational_objective(X, y, np.zeros((n_features, 1)), [mean], 0.0) * (1 + Fraction(1, 10**9))
+    for coef, intercept in zip(path.coefs, path.intercepts, strict=True):
+        assert rational_objective(X, y, coef[:, None], [intercept], 0.0) <= least

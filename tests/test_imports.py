@@ -39,6 +39,7 @@ ORDER = [
     "torchlinreg._objective.problem",
     "torchlinreg._objective.evaluate",
     "torchlinreg._objective",
+    "torchlinreg._solvers.least_squares.dominant_rows",
     "torchlinreg._solvers.least_squares.basis",
     "torchlinreg._solvers.least_squares.dependence",
     "torchlinreg._solvers.least_squares.minimum_norm",

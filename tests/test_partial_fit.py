@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -206,6 +207,76 @@ def test_magnitudes(magnitude, later):
     y[30 * later :] *= magnitude
     found = fit_parts(TorchLinearRegressor(), X, y, cuts=(30, 60))
     assert_same_model(found, TorchLinearRegressor().fit(X, y))
+
+
+SCALES = [1e-300, 1e-170, 1e-150, 1.0, 1e150, 1e170, 1e250]
+
+
+def slope_and_intercept(parts):
+    """Of one feature, in rational numbers."""
+    rows = [(Fraction(x), Fraction(y)) for X, y in parts for (x,), y in zip(X, y, strict=True)]
+    x_mean, y_mean = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+    square = sum((x - x_mean) ** 2 for x, _ in rows)
+    slope = sum((x - x_mean) * (y - y_mean) for x, y in rows) / square
+    return float(slope), float(y_mean - slope * x_mean)
+
+
+@pytest.mark.every(4)
+@pytest.mark.parametrize("later", SCALES)
+@pytest.mark.parametrize("first", SCALES)
+@pytest.mark.parametrize("n_first", [1, 3])
+def test_calls_of_other_scales(first, later, n_first):
+    parts = [
+        ((np.array([[1.0], [2.0], [4.0]]) * first)[:n_first], np.zeros(n_first)),
+        (np.array([[1.0], [2.0], [3.0], [5.0]]) * later, np.array([1.0, 2.0, 3.0, 4.0])),
+        (np.array([[2.0], [7.0]]) * first, np.array([0.0, 1.0])),
+    ]
+    reg = TorchLinearRegressor()
+    for X, y in parts:
+        reg.partial_fit(X, y)
+    slope, intercept = slope_and_intercept(parts)
+    assert reg.coef_[0] == pytest.approx(slope, rel=1e-12, abs=0)
+    assert reg.intercept_ == pytest.approx(intercept, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize("n_rows", [50, 100])
+def test_a_gaussian_basis_in_the_order_of_x(n_rows):
+    """Columns are nearly 0 in the first rows, and grow by 100 powers of ten."""
+    rng = np.random.default_rng(0)
+    x = np.sort(rng.uniform(0, 9, 300))
+    X = np.exp(-(((x[:, None] - np.linspace(0, 9, 21)) / 0.25) ** 2) / 2)
+    y = np.sin(3 * x) + 0.1 * rng.standard_normal(len(x))
+    reg = fit_parts_quietly(TorchLinearRegressor(), X, y, cuts=range(n_rows, len(x), n_rows))
+    rows = np.column_stack([np.ones(len(x)), X])
+    intercept, *coef = np.linalg.lstsq(rows, y)[0]
+    np.testing.assert_allclose(reg.coef_, coef, rtol=1e-9)
+    np.testing.assert_allclose(reg.intercept_, intercept, rtol=1e-9)
+
+
+@pytest.mark.parametrize("parameters", [{"alpha": 1e-3, "l1_ratio": 1.0}, {"positive": True}])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_penalties_refuse_extreme_columns_as_fit_does(scale, parameters):
+    X, y, _ = problem()
+    reg = TorchLinearRegressor(**parameters).partial_fit(X[:20], y[:20])
+    coef = reg.coef_.copy()
+    extreme = X[20:] * [1.0, 1.0, scale, 1.0]
+    if scale > 1:
+        with pytest.raises(ValueError, match="columns beyond 1e-140"):
+            reg.partial_fit(extreme, y[20:])
+        np.testing.assert_array_equal(reg.coef_, coef)
+        reg.partial_fit(X[20:], y[20:])
+        assert_same_model(reg, TorchLinearRegressor(**parameters).fit(X, y))
+    with pytest.raises(ValueError, match="columns beyond 1e-140"):
+        TorchLinearRegressor(**parameters).partial_fit(extreme, y[20:])
+
+
+def test_coefficients_beyond_float64_leave_the_model_as_it_was():
+    reg = TorchLinearRegressor(fit_intercept=False).partial_fit([[1e-160], [1e-160]], [1e120, 1e120])
+    with pytest.raises(ValueError, match="exceed float64"):
+        reg.partial_fit([[1e-160]], [1e200])
+    assert reg.coef_[0] == pytest.approx(1e280)
+    reg.partial_fit([[1e-160], [1e-160]], [1e120, 1e120])
+    assert reg.coef_[0] == pytest.approx(1e280)
 
 
 @pytest.mark.parametrize("as_X", [list, np.asfortranarray, sparse.csr_array, torch.from_numpy, pd.DataFrame])

@@ -25,13 +25,7 @@ from torchlinreg._checks import as_numbers, check_flag, check_number, check_stre
 from torchlinreg._data.rows import RowBlocks, as_row_blocks, check_features
 from torchlinreg._moments.accumulated import to_device
 from torchlinreg._moments.exact import ExactMoments, ExactMomentsOf
-from torchlinreg._moments.moments import (
-    LARGEST_MOMENT,
-    Frame,
-    Moments,
-    choose_frame,
-    frame_of_all,
-)
+from torchlinreg._moments.moments import Moments, choose_frame, frame_of_all
 from torchlinreg._objective.penalty import penalty_of
 from torchlinreg._objective.problem import Problem, moments_to_keep
 from torchlinreg._objective.solution import FitStatus, Solution, Status, of_all_targets
@@ -492,17 +486,20 @@ class TorchLinearRegressor(
         parts = self._parts(problem)
         before = [None] * len(parts) if first else self._accumulated(blocks, len(parts))
         moments = [self._merged(*pair) for pair in zip(before, parts, strict=True)]
+        state = getattr(self, "_optimizer_state", None)
         if is_training(self.solver):
             arguments = (moments[0], blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
             geometry = geometry_of_accumulated(*arguments, tol=1e-12)
-            solution, self._optimizer_state = train_further(self, problem, first, geometry)
+            solution, state = train_further(self, problem, first, geometry)
         else:
             choose_solver(self.solver, problem)  # or its refusal
             tol = float(self.tol)
             solution = of_all_targets(
                 [solve_of_moments(*pair, tol) for pair in zip(parts, moments, strict=True)]
             )
+        self._representable(solution, problem)  # or its refusal, before anything is kept
         self._moments = tuple(to_device(part, torch.device("cpu")) for part in moments)
+        self._optimizer_state = state
         self._keep(solution, problem)
         return self
 
@@ -536,7 +533,9 @@ class TorchLinearRegressor(
         intercept = np.asarray(self.intercept_, dtype=dtype)
         predict = _predict_on_cpu if blocks.device.type == "cpu" else _predict_on_device
         result = predict(blocks, coef, intercept)
-        if not math.isfinite(result.sum()):
+        with np.errstate(over="ignore"):
+            total = result.sum()
+        if not math.isfinite(total):
             blocks.raise_if_not_finite(type(self).__name__)
         result = result[:, 0] if self.coef_.ndim == 1 else result
         return torch.as_tensor(result, device=blocks.device) if isinstance(X, torch.Tensor) else result
@@ -641,6 +640,16 @@ class TorchLinearRegressor(
             return coef[0] if one_target else coef, 0.0
         return (coef[0], intercept[0]) if one_target else (coef, intercept)
 
+    def _representable(self, solution: Solution, problem: Problem) -> tuple[np.ndarray, Any]:
+        """`coef_` and `intercept_`; a ValueError where their dtype does not hold them."""
+        coef, intercept = self._fitted(solution.coef.T, solution.intercept, problem)
+        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
+            raise ValueError(
+                f"The coefficients or the intercept exceed {coef.dtype}. Bring X and y to similar "
+                "units, or give them as float64."
+            )
+        return coef, intercept
+
     def _open(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> RowBlocks:
         blocks = as_row_blocks(X, y, sample_weight, device=self.device, estimator=self)
         if y is None:
@@ -656,8 +665,9 @@ class TorchLinearRegressor(
         if not first:
             self._check_targets(blocks)
         problem = self._problem_of(blocks)
-        solution, self._optimizer_state = train_further(self, problem, first, None)
-        self._moments = None
+        solution, state = train_further(self, problem, first, None)
+        self._representable(solution, problem)
+        self._moments, self._optimizer_state = None, state
         self._keep(solution, problem)
         return self
 
@@ -709,30 +719,23 @@ class TorchLinearRegressor(
             raise ValueError(f"y is {new}, but it was {old} in the calls before; keep to one form.")
 
     def _merged(self, before: ExactMoments | None, problem: Problem) -> ExactMoments:
-        """Moments of the rows before and these; rescaled if the squares of these overflow."""
+        """Moments of the rows before and these, about the shift that the first rows chose."""
         blocks = problem.blocks
-        of = ExactMomentsOf(_frame_for(before, blocks, bool(self.fit_intercept)))
-        moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
-        if not float(moments.high.abs().max()) < LARGEST_MOMENT:
-            blocks.raise_if_not_finite(type(self).__name__)
-            of = ExactMomentsOf(frame_of_all(blocks, of.frame.shift))
-            moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
         if before is None:
-            return moments
-        before = to_device(before, blocks.device)
-        if moments.frame.scale is not None:
-            before = before.with_scale(moments.frame.scale)
-        return ExactMoments.merge(before, moments)
+            frame = choose_frame(blocks, fit_intercept=bool(self.fit_intercept))
+        else:
+            before = to_device(before, blocks.device)
+            frame = before.frame
+        moments = blocks.map_reduce(ExactMomentsOf(frame), ExactMoments.merge, dense=True)
+        if not moments.is_sound:
+            blocks.raise_if_not_finite(type(self).__name__)
+            of = ExactMomentsOf(frame_of_all(blocks, frame.shift))
+            moments = blocks.map_reduce(of, ExactMoments.merge, dense=True)
+        return moments if before is None else ExactMoments.merge(before, moments)
 
     def _keep(self, solution: Solution, problem: Problem, extra_frames: int = 0) -> None:
         """Set the fitted attributes, and warn if digits were lost."""
-        coef, intercept = self._fitted(solution.coef.T, solution.intercept, problem)
-        if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
-            raise ValueError(
-                f"The coefficients or the intercept exceed {coef.dtype}. Bring X and y to similar "
-                "units, or give them as float64."
-            )
-        self.coef_, self.intercept_ = coef, intercept
+        self.coef_, self.intercept_ = self._representable(solution, problem)
         self.rank_ = solution.rank
         self.condition_number_ = solution.condition_number
         self.solver_ = solution.solver
@@ -846,10 +849,3 @@ def _predict_on_device(blocks: RowBlocks, coef: np.ndarray, intercept: np.ndarra
 
 def _on_host(values: Any) -> Any:
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
-
-
-def _frame_for(before: ExactMoments | None, blocks: RowBlocks, fit_intercept: bool) -> Frame:
-    if before is None:
-        return choose_frame(blocks, fit_intercept=fit_intercept)
-    shift, scale = before.frame
-    return Frame(shift.to(blocks.device), None if scale is None else scale.to(blocks.device))

@@ -17,6 +17,7 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._solvers.least_squares.basis import RowsSource
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
 @pytest.mark.parametrize("order", ["random", "sorted"])
 @pytest.mark.parametrize("n_levels", [40, 1000])

@@ -470,6 +470,7 @@ def test_rounding_errors_of_products_are_within_the_bound(kind, shape):
         assert roundoff < 1.3e-15  # or fits that need no refinement would be refined
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("place", [0, 30_000])
 @pytest.mark.parametrize("shape", [(60_000, 30), (40_000, 300), (40_000, 600)])
 def test_one_large_row_leaves_larger_errors(shape, place):

@@ -53,6 +53,7 @@ def broken():
 CV = PredefinedSplit(np.repeat(np.arange(5), 20))
 
 
+@pytest.mark.every(5)
 @pytest.mark.parametrize(
     "options", [{"positive": True}, {"bounds": (-100, 100)}, {"bounds": (0.25, None)}, {}]
 )

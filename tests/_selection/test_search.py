@@ -193,6 +193,7 @@ POOLED = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("case", POOLED)
 def test_single_test_rows_are_scored_together(data, case):
     options = {

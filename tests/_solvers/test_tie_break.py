@@ -316,6 +316,7 @@ def test_a_tie_at_bounds_of_ill_conditioned_columns(offset):
     assert reg.coef_[1:].tolist() == [-1, 0.25]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("seed", range(30))
 def test_some_bounds_of_ill_conditioned_columns(seed):
     """Also with a column that depends on another, and several bounds that hold nearly parallel columns."""

@@ -304,6 +304,7 @@ DATA = {
 
 
 class TestWithoutTuning:
+    @pytest.mark.every(2)
     @pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.05])
     @pytest.mark.parametrize("name", DATA)
     @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
@@ -317,6 +318,7 @@ class TestWithoutTuning:
         assert found < (1e-6 if name == "offset and scales" else 1e-8)
         assert reg.status_.distance < 1e-8
 
+    @pytest.mark.every(3)
     @pytest.mark.parametrize("weighted", [True, False])
     @pytest.mark.parametrize("solver", ["sgd", "adam"])
     def test_weights_of_the_heaviest_rows(self, solver, weighted):

@@ -19,6 +19,7 @@ from torchlinreg._training.optimizers import OPTIMIZERS
 class TestTrajectory:
     """With a number as learning_rate, training is the plain loop on the raw data, to rounding."""
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize("alpha", [pytest.param(0.0, marks=pytest.mark.exhaustive), 0.1])
     @pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"muon"}))
     def test_every_name(self, name, alpha):

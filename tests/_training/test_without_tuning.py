@@ -75,6 +75,7 @@ class TestWithoutTuning:
         )
         assert found < max(figure_due(name), 1e-6)
 
+    @pytest.mark.every(2)
     @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
     def test_every_name_ends_near_on_raw_data(self, name):
         """1e-2 is asked of none but those above; a decay of the weights keeps some away from the optimum."""

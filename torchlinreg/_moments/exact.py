@@ -14,7 +14,7 @@ import torch
 
 from torchlinreg._data.rows import Block
 from torchlinreg._linalg import double_double as dd
-from torchlinreg._moments.moments import Frame, Moments, symmetric
+from torchlinreg._moments.moments import Frame, Moments, is_sound, symmetric
 
 N_SLICES = 5
 # Products of slices i and j are of the order of 2**(-22 (i + j)); those beyond this level are dropped.
@@ -60,7 +60,7 @@ def exact_rows(block: Block, frame: Frame) -> ExactRows:
     factor = torch.ones_like(frame.shift) if frame.scale is None else frame.scale
     remainder_weight = row_scale = None
     if block.weight is not None:
-        row_scale, remainder_weight = _split_weight(block.weight)
+        row_scale, remainder_weight = split_weight(block.weight)
         high *= row_scale
     if frame.scale is not None:
         high *= frame.scale
@@ -90,7 +90,7 @@ def _shift_exactly(columns: torch.Tensor, shift: torch.Tensor) -> torch.Tensor |
     return low
 
 
-def _split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Powers of two, as a column, near the weights' square roots, and weights over their squares."""
     exponent = torch.div(torch.frexp(weight).exponent, 2, rounding_mode="floor")
     positive = weight > 0
@@ -141,18 +141,27 @@ class ExactMoments:
 
     @staticmethod
     def merge(a: ExactMoments, b: ExactMoments) -> ExactMoments:
-        """Moments of the rows of both, which must be in one frame."""
+        """Moments of the rows of both, about one shift, in the scales that the larger columns need."""
+        if a.frame.scale is not b.frame.scale:
+            scale = _common_scale(a, b)
+            a, b = a.with_scale(scale), b.with_scale(scale)
         high, low = dd.add((a.high, a.low), (b.high, b.low))
         roundoff = max(a.unit_roundoff, b.unit_roundoff)
         return ExactMoments(a.frame, high, low, a.n_samples + b.n_samples, roundoff)
 
-    def with_scale(self, scale: torch.Tensor) -> ExactMoments:
-        """The same moments in a frame with other powers of two."""
-        old = self.frame.scale
-        factor = scale if old is None else scale / old
-        factor = factor[:, None] * factor
-        frame = Frame(self.frame.shift, scale)
-        return ExactMoments(frame, self.high * factor, self.low * factor, self.n_samples, self.unit_roundoff)
+    @property
+    def is_sound(self) -> bool:
+        """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
+        return is_sound(self.high.cpu().numpy())
+
+    def with_scale(self, scale: torch.Tensor | None) -> ExactMoments:
+        """The same moments in a frame with other powers of two, or none."""
+        factor = torch.ones_like(self.frame.shift) if scale is None else scale
+        if self.frame.scale is not None:
+            factor = factor / self.frame.scale
+        # One after the other: a product of factors might overflow where moments are 0.
+        high, low = (part * factor[:, None] * factor for part in (self.high, self.low))
+        return ExactMoments(Frame(self.frame.shift, scale), high, low, self.n_samples, self.unit_roundoff)
 
     @staticmethod
     def from_moments(moments: Moments) -> ExactMoments:
@@ -160,6 +169,18 @@ class ExactMoments:
         raw = symmetric(moments.raw)
         unit_roundoff = max(2.0**-50, 2 * moments.roundoff)
         return ExactMoments(moments.frame, raw, torch.zeros_like(raw), moments.n_samples, unit_roundoff)
+
+
+def _common_scale(a: ExactMoments, b: ExactMoments) -> torch.Tensor | None:
+    """Powers of two that bring columns of both to at most about 1, if they are extreme; None without such.
+
+    A column that is constant on one side has the scale of the other.
+    """
+    one = torch.ones_like(a.frame.shift)
+    of_a, of_b = (one if each.frame.scale is None else each.frame.scale for each in (a, b))
+    scale = torch.where(a.high.diagonal() == 0, of_b, torch.minimum(of_a, of_b))
+    scale = torch.where(b.high.diagonal() == 0, of_a, scale)
+    return None if bool((scale == 1).all()) else scale
 
 
 class ExactMomentsOf:

@@ -28,6 +28,8 @@ WIDE = 400
 # Squares about the shift that are so many times those about the mean cost 6 of 16 digits, which another pass
 # gains back.
 FAR = 1e6
+# Exponent of 2 that leaves room for sums and for being split, and a ridge's coefficients above underflow.
+LARGEST_RIDGE = 900
 # Splitting a float64 for an error-free product multiplies it by 2**27.
 LARGEST_MOMENT = 1e280
 # Sums of squares below this have lost digits to underflow.
@@ -48,6 +50,15 @@ def shift_and_scale(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     """Those of a frame on the host, scales of 1 included."""
     shift = frame.shift.cpu().numpy()
     return shift, np.ones_like(shift) if frame.scale is None else frame.scale.cpu().numpy()
+
+
+def log2_of_units(scale: np.ndarray, target_scale: np.ndarray) -> np.ndarray:
+    """Exponents that bring coefficients of a frame into the user's units; shape: (n_columns, n_targets).
+
+    For `numpy.ldexp`, both powers of two at once: one alone might over- or underflow.
+    """
+    exponent: np.ndarray = np.frexp(scale)[1][:, None] - np.frexp(target_scale)[1]
+    return exponent
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and infinity show in the moments
@@ -77,6 +88,24 @@ def scaled_frame(shift: torch.Tensor, magnitude: np.ndarray) -> Frame:
     """The frame of a shift and the largest magnitudes of the shifted columns of x and y."""
     scale = _scale_of_extremes(magnitude)
     return Frame(shift, None if scale is None else torch.from_numpy(scale).to(shift.device))
+
+
+def frame_for_ridge(frame: Frame, l2: np.ndarray, weight_sum: float) -> Frame:
+    """The frame with `scale_for_ridge`."""
+    scale = shift_and_scale(frame)[1]
+    lowered = scale_for_ridge(scale, l2, weight_sum)
+    return frame if lowered is scale else Frame(frame.shift, torch.from_numpy(lowered).to(frame.shift.device))
+
+
+def scale_for_ridge(scale: np.ndarray, l2: np.ndarray, weight_sum: float) -> np.ndarray:
+    """Scales, lowered for columns whose ridge would be beyond `LARGEST_RIDGE`: there it is about 1."""
+    exponent = np.frexp(l2)[1] + math.frexp(weight_sum)[1] + 2 * np.frexp(scale[1 : 1 + len(l2)])[1]
+    beyond = np.where((l2 > 0) & (exponent > LARGEST_RIDGE), exponent, 0)
+    if not beyond.any():
+        return scale
+    lowered = scale.copy()
+    lowered[1 : 1 + len(l2)] = np.ldexp(lowered[1 : 1 + len(l2)], -(beyond // 2))
+    return lowered
 
 
 def _scale_of_extremes(magnitude: np.ndarray) -> np.ndarray | None:
@@ -154,24 +183,35 @@ class Moments:
         return Moments(a.frame, a.raw + b.raw, a.n_samples + b.n_samples, roundoff)
 
     @cached_property
-    def _on_host(self) -> np.ndarray:
+    def on_host(self) -> np.ndarray:
+        """`raw` on the CPU."""
         raw: np.ndarray = self.raw.cpu().numpy()
         return raw
 
     @property
     def is_sound(self) -> bool:
         """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
-        raw = self._on_host
-        squares = raw.diagonal()
-        if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
-            return False
-        small = squares < SMALLEST_SQUARES
-        return not (small.any() and (raw[0][small] != 0).any())
+        return is_sound(self.on_host)
+
+    def with_scale(self, scale: torch.Tensor) -> Moments:
+        """The same moments in a frame with other powers of two."""
+        factor = scale if self.frame.scale is None else scale / self.frame.scale
+        raw = self.raw * factor[:, None] * factor
+        return Moments(Frame(self.frame.shift, scale), raw, self.n_samples, self.roundoff)
+
+    def for_ridge(self, l2: np.ndarray) -> Moments:
+        """Moments in a frame in which a ridge of these strengths, per weight, does not overflow."""
+        if not l2.any():
+            return self
+        frame = frame_for_ridge(self.frame, l2, float(self.on_host[0, 0]))
+        if frame.scale is None or frame is self.frame:
+            return self
+        return self.with_scale(frame.scale)
 
     @property
     def far_columns(self) -> np.ndarray:
         """Columns of x and y whose squares about the shift are `FAR` above those about their mean."""
-        raw = self._on_host
+        raw = self.on_host
         mean = raw[0, 1:] / raw[0, 0]
         square = raw.diagonal()[1:] / raw[0, 0]
         far: np.ndarray = (~(square - mean**2 > square / FAR) & (square > 0)).nonzero()[0]
@@ -228,6 +268,15 @@ def _extremes(blocks: RowBlocks, index: np.ndarray) -> tuple[np.ndarray, np.ndar
     of_features = blocks.columns(torch.from_numpy(features))
     least, largest = of_features.map_reduce(of, torch.maximum, dense=True).cpu().numpy()
     return -least, largest
+
+
+def is_sound(raw: np.ndarray) -> bool:
+    """Whether all moments are finite, with room to be split, and no column's squares underflowed."""
+    squares = raw.diagonal()
+    if not np.abs(squares).max() < LARGEST_MOMENT:  # false for NaN, too
+        return False
+    small = squares < SMALLEST_SQUARES
+    return not (small.any() and (raw[0][small] != 0).any())
 
 
 class MomentsOf:

@@ -62,8 +62,8 @@ class Standardised:
     @cached_property
     def raw(self) -> np.ndarray:
         """Root mean squares of the columns about 0, in the frame; shape: (n_features + n_targets,)."""
-        shift = self.shift * self.scale
-        return np.sqrt(np.maximum(self.square + 2 * shift * self.mean + shift**2, 0.0))
+        about_mean = np.sqrt(np.maximum(self.square - self.mean**2, 0.0))
+        return np.hypot(about_mean, self.mean + self.shift * self.scale)
 
     @cached_property
     def smallest(self) -> float:

@@ -37,7 +37,7 @@ class Penalty:
 
     def value(self, coef: np.ndarray) -> np.ndarray:
         """The penalty of coefficients, shape (..., n_features)."""
-        return (self.l1 * np.abs(coef) + self.l2 / 2 * coef**2).sum(-1)
+        return (self.l1 * np.abs(coef) + self.l2 / 2 * coef * coef).sum(-1)
 
     def times(self, alpha: float) -> Penalty:
         """The penalty at another strength, with the same bounds."""

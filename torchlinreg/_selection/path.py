@@ -663,11 +663,25 @@ def _fits(
         distance = np.sqrt(2 * minima.excess) + np.linalg.norm(minima.error + rounding, axis=1)
         gaps = np.divide(distance**2 / 2, null, out=gaps, where=null > 0)
         unsolved = np.any(minima.error > PREDICTION_ERROR * quadratic.target_spread, axis=1)
+        penalised = np.stack([each.value(one.T) for each, one in zip(penalties, coef, strict=True)])
+        unsolved |= ~_are_below_constants(quadratic, minima.coef, penalised, rounding)
     for index in map(int, unsolved.nonzero()[0]):
         solution = solve("auto", sharing_moments(problem, penalties[index]), tol, None)
         coef[index], intercept[index] = solution.coef, solution.intercept
         gaps[index] = solution.optimality or 0.0
     return coef, intercept, gaps
+
+
+def _are_below_constants(
+    quadratic: Standardised, coef: np.ndarray, penalised: np.ndarray, rounding: np.ndarray
+) -> np.ndarray:
+    """Whether objectives fall by more than rounding of the predictions adds; not for coefficients of 0.
+
+    Of standardised coefficients, shape (n_penalties, n_features, n_targets), and their penalties.
+    """
+    change = (coef * (quadratic.gram @ coef / 2 - quadratic.cross)).sum(1) + penalised
+    change += rounding * (quadratic.target_spread + rounding / 2)
+    return np.all((change <= 0) | (coef == 0).all(1), axis=1)
 
 
 def sharing_moments(problem: Problem, penalty: Penalty) -> Problem:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._linalg.threads import torch_first
 from torchlinreg._moments.exact import ExactMoments
-from torchlinreg._moments.moments import SAFE_RANGE, Moments, choose_frame
+from torchlinreg._moments.moments import SAFE_RANGE, Frame, Moments, choose_frame
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, of_all_targets
-from torchlinreg._solvers.best_constant import not_above_constant
+from torchlinreg._solvers.best_constant import not_above_constant, not_above_constant_of_moments
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.least_squares.dual import is_wide, solve_dual
 from torchlinreg._solvers.least_squares.normal_equations import solve_accumulated, solve_cholesky, solve_exact
@@ -72,6 +74,8 @@ SOLVERS = {
 }
 # Up to so many features all that NumPy and SciPy are given is small.
 SINGLE = 32
+# Products of stronger penalties with coefficients and units overflow in Newton and interior point steps.
+LARGEST_STRENGTH = 1e300
 # Where a small ridge decides among optima, its own optimum must be known to rounding.
 LEAST_TOL = 1e-18
 
@@ -112,10 +116,15 @@ def _solve(run: Solve, problem: Problem, tol: float, max_iter: int | None) -> So
 
 def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
     """Least squares, with the problem's penalty, of the rows that moments were accumulated from."""
+    return not_above_constant_of_moments(problem, moments, _solve_of_moments(problem, moments, tol))
+
+
+def _solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Solution:
     penalty = problem.penalty
     if penalty.is_ridge:
         n_features = problem.blocks.n_features
         return solve_accumulated(moments, n_features, penalty.l2, problem.fit_intercept, tol)
+    _refuse_extreme(moments.frame)
     roundoff = max(EPS, moments.unit_roundoff)
     given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
 
@@ -128,7 +137,16 @@ def solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> Sol
 def _refuse_extreme_units(problem: Problem) -> None:
     """Raise a ValueError where squares could over- or underflow."""
     wide = is_wide(problem)
-    frame = choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame
+    _refuse_extreme(choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame)
+    strongest = float(np.maximum(problem.penalty.l1, problem.penalty.l2).max())
+    if problem.loss.kind != "quadratic" and strongest > LARGEST_STRENGTH:
+        raise ValueError(
+            f"alpha times penalty_factor is {strongest:g}, beyond {LARGEST_STRENGTH:g}, which only the "
+            "squared error is solved for. Use smaller numbers, or bounds of 0 to leave features out."
+        )
+
+
+def _refuse_extreme(frame: Frame) -> None:
     if frame.scale is not None:
         raise ValueError(
             f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the squared "

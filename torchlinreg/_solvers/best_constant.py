@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from torchlinreg._data.rows import Block
+from torchlinreg._linalg import double_double as dd
 from torchlinreg._linalg.gram import EPS
-from torchlinreg._moments.exact import exact_rows
+from torchlinreg._moments.exact import ExactMoments, exact_rows
 from torchlinreg._moments.gradient import DEPTHS, exact_residual
-from torchlinreg._moments.moments import Frame
+from torchlinreg._moments.moments import Frame, log2_of_units, shift_and_scale
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.losses import Loss
@@ -43,10 +44,7 @@ def not_above_constant(problem: Problem, solution: Solution) -> Solution:
 
     Costs a pass over the rows, unless the solution is proven to be better.
     """
-    penalty = problem.penalty
-    if solution.proven or solution.status in ENDED_BY_OTHERS:
-        return solution
-    if (penalty.lower > 0).any() or (penalty.upper < 0).any():
+    if _is_exempt(problem, solution):
         return solution
     constants = _Constants.all_of(problem)
     for exact in (False, True):  # most are told apart without exact residuals
@@ -65,6 +63,33 @@ def not_above_constant(problem: Problem, solution: Solution) -> Solution:
             scale[target] = best.scale
     if (coef == solution.coef).all() and (intercept == solution.intercept).all():
         return solution
+    return _as_constant(solution, coef, intercept, scale)
+
+
+def not_above_constant_of_moments(problem: Problem, moments: ExactMoments, solution: Solution) -> Solution:
+    """`not_above_constant` of the squared error, as far as moments tell of rows that are gone."""
+    if _is_exempt(problem, solution):
+        return solution
+    mean, above = _above_constant(problem, moments, solution)
+    if not above.any():
+        return solution
+    coef = np.where(above, 0.0, solution.coef)
+    return _as_constant(solution, coef, np.where(above, mean, solution.intercept), None)
+
+
+def _is_exempt(problem: Problem, solution: Solution) -> bool:
+    """Whether a solution is known to be better, ended by others, refused later, or kept from a constant."""
+    penalty = problem.penalty
+    if solution.proven or solution.status in ENDED_BY_OTHERS:
+        return True
+    if np.isinf(solution.coef).any() or np.isinf(solution.intercept).any():
+        return True
+    return bool((penalty.lower > 0).any() or (penalty.upper < 0).any())
+
+
+def _as_constant(
+    solution: Solution, coef: np.ndarray, intercept: np.ndarray, scale: np.ndarray | None
+) -> Solution:
     return replace(
         solution,
         coef=coef,
@@ -75,6 +100,44 @@ def not_above_constant(problem: Problem, solution: Solution) -> Solution:
         error=0.0,
         distance=None,
     )
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is beyond float64 is not known to be above
+def _above_constant(
+    problem: Problem, moments: ExactMoments, solution: Solution
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of the targets, and whether objectives are above those of the best constants, rounding included.
+
+    Of a model (c, b) in the frame, ``v = [-b, -c, 1]``, the squared residuals sum up to ``v' M v``.
+    """
+    penalty, n_features = problem.penalty, len(solution.coef)
+    shift, scale = shift_and_scale(moments.frame)
+    raw = moments.high.cpu().numpy(), moments.low.cpu().numpy()
+    targets, of_y = slice(1 + n_features, None), scale[1 + n_features :]
+    origin = shift[None, 1 : 1 + n_features]
+    seen = dd.matmul((origin, np.zeros_like(origin)), (solution.coef, np.zeros_like(solution.coef)))
+    seen = dd.add(seen, dd.two_sum(solution.intercept[None], -shift[None, targets]))
+    model = np.zeros((len(raw[0]), len(of_y))), np.zeros((len(raw[0]), len(of_y)))
+    model[0][0], model[1][0] = (-part[0] * of_y for part in seen)
+    model[0][1 : 1 + n_features] = -np.ldexp(
+        solution.coef, log2_of_units(1 / scale[1 : 1 + n_features], 1 / of_y)
+    )
+    model[0][targets] = np.eye(len(of_y))
+    residual = dd.sum_over_first_axis(dd.multiply(model, dd.matmul(raw, model)))
+    total = raw[0].diagonal()[targets], raw[1].diagonal()[targets]
+    mean = np.zeros(len(of_y))
+    if problem.fit_intercept:
+        sums, weight_sum = (raw[0][0, targets], raw[1][0, targets]), (raw[0][:1, 0], raw[1][:1, 0])
+        mean = shift[targets] + sums[0] / weight_sum[0] / of_y
+        total = dd.add(total, dd.negative(dd.divide(dd.multiply(sums, sums), weight_sum)))
+    inside = (solution.coef * of_y).T
+    penalties = (penalty.l1 * np.abs(inside)).sum(1) * of_y + (penalty.l2 / 2 * inside * inside).sum(1)
+    size = np.sqrt(np.maximum(raw[0].diagonal(), 0.0)) @ np.abs(model[0])
+    target_norm = np.hypot(np.sqrt(np.maximum(total[0], 0.0)), np.sqrt(raw[0][0, 0]) * mean * of_y)
+    uncertain = moments.unit_roundoff * size**2 + ROUNDING * total[0]
+    uncertain += 2 * AS_LARGE * target_norm * np.sqrt(np.maximum(residual[0], 0.0))  # of predictions
+    difference = dd.add(residual, dd.negative(total))[0] + 2 * raw[0][0, 0] * penalties
+    return mean, difference > uncertain
 
 
 def _objectives(problem: Problem, solution: Solution, *, exact: bool) -> np.ndarray:
@@ -99,7 +162,7 @@ def _objectives(problem: Problem, solution: Solution, *, exact: bool) -> np.ndar
     sums = blocks.map_reduce(of, torch.add, dense=True).cpu().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         coef = (solution.coef / units).T  # the penalty grows as the loss does: with the unit, or its square
-        rest = (penalty.l1 * np.abs(coef)).sum(1) / units + (penalty.l2 / 2 * coef**2).sum(1)
+        rest = (penalty.l1 * np.abs(coef)).sum(1) / units + (penalty.l2 / 2 * coef * coef).sum(1)
         return np.asarray(sums[:-1] / sums[-1] + rest)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.exact import ExactMoments
+from torchlinreg._moments.standardised import Standardised
 from torchlinreg._objective.problem import Problem
 from torchlinreg._solvers.least_squares.basis import MomentsSource, RowsSource, Source
 from torchlinreg._solvers.least_squares.dependence import find_basis
@@ -18,7 +19,9 @@ LARGEST_TRANSFER = 2.0
 ROUNDING = 8 * EPS
 # Null vectors come from combinations with an error of 2^-72 of their largest term.
 N_SLICES = 2
-
+# Columns whose spread is above this share of their size, and that have a Gram matrix of unit columns of no
+# smaller eigenvalue, nor one within so many rounding errors of it, need no passes to be told apart.
+CLEARLY_VARIES, CLEARLY_APART, OF_ROUNDOFF = 1e-10, 1e-6, 1e8
 # Wide data have about as many null vectors as features; up to so many features, these are worth their passes.
 MOST_WIDE_FEATURES = 1000
 
@@ -61,6 +64,8 @@ def null_space(problem: Problem, among: np.ndarray, moments: ExactMoments | None
     Of `moments`, where the rows are gone, as far as these resolve it.
     """
     nothing = NullSpace(among, among[:0], np.zeros((len(among), 0)), np.zeros(0))
+    if _are_clearly_independent(problem.standardised, among):
+        return nothing
     n_features = problem.blocks.n_features
     source: Source
     if moments is None:
@@ -85,3 +90,13 @@ def null_space(problem: Problem, among: np.ndarray, moments: ExactMoments | None
     used = transfer.any(1)
     error = norm / scale[own] / np.sqrt(basis.weight_sum)
     return NullSpace(others[used], own, transfer[used], error).balanced()
+
+
+def _are_clearly_independent(columns: Standardised, among: np.ndarray) -> bool:
+    """Whether moments alone tell that no feature depends on the others, nor is constant but for rounding."""
+    if len(among) == 0:
+        return True
+    from_zero = columns.raw[among] / columns.scale[among]
+    if not (columns.spread[among] > CLEARLY_VARIES * from_zero).all():
+        return False
+    return columns.is_conditioned(max(CLEARLY_APART, OF_ROUNDOFF * columns.centred_roundoff), among)

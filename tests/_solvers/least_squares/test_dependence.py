@@ -40,6 +40,7 @@ def smooth_curve(x):
     return np.sin(3 * t) + t**2 + 0.01 * np.random.default_rng(1).standard_normal(len(x))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", X_OF_POLYNOMIALS)
 def test_polynomials_of_any_degree_keep_their_r2(name):
     """No error, one warning where columns depend on each other, and no worse than lower degrees."""
@@ -74,6 +75,7 @@ def test_rank_of_powers_never_falls():
         ranks.append(own.tolist())
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("n_levels", [7, 300])
@@ -134,6 +136,7 @@ def test_dependent_columns_in_parts(parts):
     np.testing.assert_allclose(reg.intercept_, expected.intercept_, rtol=1e-12)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("noise", [1e-6, 1e-9, 1e-12])
 @pytest.mark.parametrize("shape", [(300, 5), (30_000, 6)])
 def test_columns_that_are_nearly_copies_keep_their_digits(noise, shape):
@@ -267,3 +270,21 @@ def test_training_on_constant_columns(loss, solver):
     reg = TorchLinearRegressor(loss=loss, solver=solver).fit(np.ones((40, 2)), np.arange(40.0))
     assert reg.coef_.tolist() == [0, 0]
     np.testing.assert_allclose(reg.intercept_, 19.5)
+
+
+@pytest.mark.every(2)
+@pytest.mark.parametrize("near", [1e-4, 1e-6, 1e-8])
+def test_a_target_of_huge_coefficients_leaves_the_others_as_they_are(near):
+    """One that is fitted exactly may move along a null vector less far than others with residuals."""
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(60, 4))
+    X[:, 1] = X[:, 0] + near * rng.normal(size=60)
+    X[:, 3] = 1000.1 * (0.3 * X[:, 0] + 0.11 * X[:, 1] + 0.7 * X[:, 2])
+    Y = X[:, 2:3] * rng.normal(size=20) + 0.3 * rng.normal(size=(60, 20))
+    Y[:, 7] = (X[:, 1] - X[:, 0]) / near + X[:, 2]
+    with pytest.warns(ConvergenceWarning, match="depend on each other"):
+        together = TorchLinearRegressor().fit(X, Y)
+    for target in np.delete(np.arange(20), 7):
+        alone = TorchLinearRegressor().fit(X, Y[:, target])
+        np.testing.assert_allclose(together.coef_[target], alone.coef_, rtol=1e-12)
+        np.testing.assert_allclose(together.intercept_[target], alone.intercept_, rtol=1e-12)

@@ -109,6 +109,24 @@ def test_not_above_elastic_net(shape, fit_intercept, l1_ratio, positive, share):
     np.testing.assert_allclose(solution.intercept, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("positive", [False, True])
+@pytest.mark.parametrize("ratio", [1e3, 1e6, 1e9])
+@pytest.mark.parametrize("shape", [(60, 200), (200, 60)])
+def test_each_of_several_targets_is_at_its_own_optimum(shape, ratio, positive):
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal(shape)
+    Y = X[:, :6] @ rng.standard_normal((6, 2)) + 0.3 * rng.standard_normal((shape[0], 2))
+    Y[:, 1] *= ratio
+    penalty = elastic_net(0.05, 1.0, shape[1], lower=0.0 if positive else -np.inf)
+    solution = fit(X, Y, penalty)
+    other = reference(X, Y[:, 0], 0.05, 1.0, positive=positive).coef_
+    ours, theirs, null = (
+        objective(X, Y[:, 0], coef, penalty) for coef in (solution.coef[:, 0], other, 0 * other)
+    )
+    assert ours <= theirs + TOL * null
+    assert solution.status is Status.OPTIMAL
+
+
 @pytest.mark.parametrize("fit_intercept", [True, False])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_not_above_non_negative_least_squares(shape, fit_intercept):

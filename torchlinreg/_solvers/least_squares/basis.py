@@ -28,8 +28,9 @@ from torchlinreg._moments.combinations import (
 )
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import Depth
-from torchlinreg._moments.moments import Frame, symmetric
+from torchlinreg._moments.moments import Frame, scale_for_ridge, symmetric
 from torchlinreg._objective.problem import Problem
+from torchlinreg._solvers.least_squares.dominant_rows import UnfittedSquares, has_dominant_rows
 
 # A column depends on others where what they leave of it is below so many rounding errors of the data, half a
 # unit in the last place of each. Of dependences as users make them (degrees in two scales, shares of a whole,
@@ -69,11 +70,18 @@ class Source(Protocol):
         """``design.T @ (responses - design @ coef)`` of columns of the frame."""
         ...
 
+    def unfitted_norm(self, basis: Basis) -> np.ndarray | None:
+        """Norms about 0 of columns without what the basis fits of rows on their own; None if that is none."""
+        ...
+
 
 def _unit_scale(
-    raw: np.ndarray, scale: torch.Tensor | None, n_intercepts: int
+    raw: np.ndarray, scale: torch.Tensor | None, n_intercepts: int, l2: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Moments and scales of columns with norms about their means (about the shift without) near 1."""
+    """Moments and scales of columns with norms about their means (about the shift without) near 1.
+
+    They are less where a ridge of these strengths would overflow otherwise.
+    """
     squares = raw.diagonal().copy()
     if n_intercepts:
         centred = squares - raw[0] ** 2 / raw[0, 0]
@@ -81,7 +89,9 @@ def _unit_scale(
     factor = 1 / dd.slice_scale(np.sqrt(squares))
     factor[0] = 1.0
     old = np.ones(len(raw)) if scale is None else scale.cpu().numpy()
-    return raw * factor[:, None] * factor, old * factor
+    new = old * factor if l2 is None else scale_for_ridge(old * factor, l2, float(raw[0, 0]))
+    factor = new / old
+    return raw * factor[:, None] * factor, new
 
 
 class RowsSource:
@@ -92,7 +102,10 @@ class RowsSource:
     def __init__(self, problem: Problem) -> None:
         moments = problem.moments
         raw, scale = _unit_scale(
-            symmetric(moments.raw).cpu().numpy(), moments.frame.scale, problem.fit_intercept
+            symmetric(moments.raw).cpu().numpy(),
+            moments.frame.scale,
+            problem.fit_intercept,
+            problem.penalty.l2,
         )
         self._problem = problem
         self.frame = Frame(moments.frame.shift, torch.from_numpy(scale).to(moments.frame.shift.device))
@@ -100,6 +113,7 @@ class RowsSource:
         self.n_features = problem.blocks.n_features
         self.roundoff = moments.roundoff
         self.all_exact = problem.is_small
+        self._has_dominant_rows: bool | None = None  # once it is asked for
 
     @property
     def n_distinct_rows(self) -> float:
@@ -120,6 +134,32 @@ class RowsSource:
     ) -> DoubleDouble:
         return self._problem.exact_gradient(self.frame, design, responses, coef, depth)
 
+    def unfitted_norm(self, basis: Basis) -> np.ndarray | None:
+        """See `Source`; a pass for each basis, if rows are of very different size."""
+        shift, scale = self._features_frame
+        norm = torch.from_numpy(basis.raw_norm[: self.n_features]).to(scale.device)
+        norm = torch.where(norm > 0, norm, 1.0)
+        if self._has_dominant_rows is None:
+            self._has_dominant_rows = has_dominant_rows(self._problem.blocks, scale / norm)
+        if not self._has_dominant_rows:
+            return None
+        of = UnfittedSquares(
+            basis=torch.from_numpy(basis.whitening()).to(shift.device),
+            shift=shift,
+            scale=scale,
+            unit=scale / norm,
+            of_intercept=basis.fit_intercept / basis.weight_sum,
+        )
+        squares: torch.Tensor = self._problem.blocks.map_reduce(of, torch.add, dense=True)
+        return (norm * squares.sqrt()).cpu().numpy()
+
+    @property
+    def _features_frame(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shifts and scales of the features."""
+        features = slice(1, 1 + self.n_features)
+        assert self.frame.scale is not None
+        return self.frame.shift[features], self.frame.scale[features]
+
 
 class MomentsSource:
     """`Source` of moments whose rows are gone."""
@@ -127,8 +167,10 @@ class MomentsSource:
     all_exact = True
     n_distinct_rows = 1.0  # of which nothing is known
 
-    def __init__(self, moments: ExactMoments, n_features: int, n_intercepts: int) -> None:
-        _, scale = _unit_scale(moments.high.cpu().numpy(), moments.frame.scale, n_intercepts)
+    def __init__(
+        self, moments: ExactMoments, n_features: int, n_intercepts: int, l2: np.ndarray | None = None
+    ) -> None:
+        _, scale = _unit_scale(moments.high.cpu().numpy(), moments.frame.scale, n_intercepts, l2)
         moments = moments.with_scale(torch.from_numpy(scale).to(moments.high.device))
         self.frame = moments.frame
         self._moments = replace(moments, high=moments.high.cpu(), low=moments.low.cpu())
@@ -149,6 +191,10 @@ class MomentsSource:
         gram, cross = np.ix_(design, design), np.ix_(design, responses)
         explained = dd.matmul((high[gram], low[gram]), coef)
         return dd.add((high[cross], low[cross]), dd.negative(explained))
+
+    def unfitted_norm(self, basis: Basis) -> np.ndarray | None:
+        """See `Source`; of rows that are gone nothing is known."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -222,9 +268,12 @@ class Basis:
         self.origin = source.frame.shift[1:].cpu().numpy() * self.scale  # the shift in the frame
         bare = self.square.copy()
         bare[:p] = np.maximum(bare[:p] - ridge, 0.0)
-        self.raw_norm = np.sqrt(bare + self.weight_sum * (self.mean + self.origin) ** 2)  # about 0
+        from_zero = np.sqrt(self.weight_sum) * np.abs(self.mean + self.origin)
+        self.raw_norm = np.hypot(np.sqrt(bare), from_zero)  # about 0
         self.framed_norm = np.sqrt(np.maximum(raw.diagonal()[1:], 0.0))  # about the shift
         self.levels: tuple[Level, ...] = ()
+        self.noisy_norm = self.raw_norm[:p]  # of what rounding of the data is relative to
+        self._follow_dominant_rows()
 
     @property
     def rank(self) -> int:
@@ -247,7 +296,7 @@ class Basis:
 
     def noise(self, weights: DoubleDouble) -> np.ndarray:
         """Norm of what rounding of the data, by half a unit in the last place, makes of combinations."""
-        raw = np.sqrt(((weights[0][1:] * self.raw_norm[: self.n_features, None]) ** 2).sum(0))
+        raw = np.sqrt(((weights[0][1:] * self.noisy_norm[:, None]) ** 2).sum(0))
         return self.noise_of_terms(raw, self._terms(weights))
 
     def noise_of_terms(self, raw: np.ndarray, framed: np.ndarray) -> np.ndarray:
@@ -257,6 +306,10 @@ class Basis:
     def _terms(self, weights: DoubleDouble) -> np.ndarray:
         """Norms of the terms that combinations are added up from."""
         return np.sqrt(((weights[0][1:] * self.framed_norm[: self.n_features, None]) ** 2).sum(0))
+
+    def least_error(self, weights: DoubleDouble) -> np.ndarray:
+        """Norm of the errors of combinations whose terms are as many slices as there are."""
+        return min(COMBINATION_ERRORS.values()) * self._terms(weights)
 
     def combination_error(self, weights: DoubleDouble, n_slices: int) -> np.ndarray:
         """Norm of the errors that combinations are formed with."""
@@ -330,6 +383,13 @@ class Basis:
     def with_level(self, level: Level) -> None:
         """Take another level in."""
         self.levels = (*self.levels, level)
+        self._follow_dominant_rows()
+
+    def _follow_dominant_rows(self) -> None:
+        """Leave out of the noise what the basis fits of rows on their own, if the source knows rows."""
+        norm = self.source.unfitted_norm(self)
+        if norm is not None:
+            self.noisy_norm = norm
 
     def step(self, gradient: DoubleDouble) -> tuple[DoubleDouble, np.ndarray]:
         """What takes a gradient over ``[1, x]`` to 0: weights, and the norms of the predictions' change."""
@@ -353,7 +413,7 @@ class Basis:
 
     def whitening(self) -> np.ndarray:
         """Weights of orthonormal combinations that span the basis; shape: (1 + n_features, rank)."""
-        parts = []
+        parts = [np.zeros((1 + self.n_features, 0))]
         for level in self.levels:
             inverse = np.triu(inverse_of_upper(level.upper)) / level.norm[:, None]
             if level.weights is not None:

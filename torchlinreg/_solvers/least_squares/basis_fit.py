@@ -18,6 +18,7 @@ from torchlinreg._linalg.cholesky import (
 )
 from torchlinreg._linalg.gram import EPS
 from torchlinreg._moments.gradient import DEPTHS, Depth
+from torchlinreg._moments.moments import log2_of_units
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.basis import (
     COMBINATION_ERRORS,
@@ -59,7 +60,9 @@ class Move(NamedTuple):
     coef: DoubleDouble  # shape: (1 + n_features, n_targets)
     weights: DoubleDouble  # null vectors; shape: (1 + n_features, n_null)
     amount: np.ndarray  # of each null vector; shape: (n_null, n_targets)
-    limited: bool  # whether they are of least norm only as far as predictions allow
+    limited: (
+        np.ndarray
+    )  # whether they are of least norm only as far as predictions allow; shape: (n_targets,)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class BasisFit:
     null: Columns  # null vectors, of which the own entry is 1
     rss: np.ndarray  # shape: (n_targets,)
     error: float  # estimated, of the coefficients relative to them; 0 where it is within tol
-    limited: bool  # whether the coefficients are of least norm only as far as predictions allow
+    limited: np.ndarray  # targets of least norm only as far as predictions allow; shape: (n_targets,)
     n_passes: int
 
     @property
@@ -102,15 +105,17 @@ class BasisFit:
             largest, smallest = extreme_singular_values(basis.levels[0].upper)
             return largest / smallest
         own = np.concatenate([level.own for level in basis.levels])
-        norm = np.sqrt(basis.square[own])
-        forward = self.inverse[:, own] * basis.scale[own] / norm
+        forward = self.inverse[:, own] * basis.scale[own]
+        norm = np.linalg.norm(forward, axis=0)
         backward = norm[:, None] * basis.whitening()[1 + own]
+        forward /= norm
         return largest_singular_value(forward) * largest_singular_value(backward)
 
     def in_user_units(self) -> tuple[DoubleDouble, DoubleDouble]:
         """Coefficients, shape (n_features, n_targets), and intercepts, shape (1, n_targets)."""
         return _in_user_units(self.basis, self.coef)
 
+    @np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
     def solution(self, solver: str, tol: float) -> Solution:
         """The fit in the user's units."""
         coef, intercept = self.in_user_units()
@@ -120,7 +125,7 @@ class BasisFit:
         error = 1.0 if lost else self.error
         if error > tol:
             status = Status.DIGITS_LOST
-        elif self.limited:
+        elif self.limited.any():
             status = Status.NEARLY_DEPENDENT
         return Solution(
             coef=coef[0] + coef[1],
@@ -163,23 +168,33 @@ def fit_on_basis(
     """Solve for any condition and rank.
 
     Where columns depend on each other only up to rounding, which of them form the basis is a choice: then it
-    is made in their order, so that the next power of x, say, never takes one away that fitted better.
+    is made in their order, so that the next power of x, say, never takes one away that fitted better. Targets
+    that leave no such choice keep their fits.
     """
     fit = _fit(find_basis(source, ridge, fit_intercept=fit_intercept), tol, limit)
-    if not fit.limited:
+    if not fit.limited.any():
         return fit
     search = find_basis(source, ridge, fit_intercept=fit_intercept, in_order=True)
     costs_rank = search.basis.rank < fit.basis.rank - LARGEST_LOSS
     if costs_rank or not search.is_complete:  # as of many columns that each look much like the next
         return replace(fit, n_passes=fit.n_passes + search.n_passes)
     in_order = _fit(search, tol, limit)
-    return replace(in_order, n_passes=fit.n_passes + in_order.n_passes - 1)  # the moments' once
+    high, low = (np.where(fit.limited, new, old) for new, old in zip(in_order.coef, fit.coef, strict=True))
+    return replace(
+        in_order,
+        coef=(high, low),
+        rss=np.where(fit.limited, in_order.rss, fit.rss),
+        error=in_order.error if fit.limited.all() else max(in_order.error, fit.error),
+        limited=fit.limited & in_order.limited,
+        n_passes=fit.n_passes + in_order.n_passes - 1,  # the moments' once
+    )
 
 
 def _fit(search: Search, tol: float, limit: int) -> BasisFit:
     in_levels = len(search.basis.levels) > 1
     found = None if search.basis.source.all_exact or in_levels else _fit_by_sums(search, tol)
-    return found or _fit_by_gradients(search, tol, limit)
+    found = found or _fit_by_gradients(search, tol, limit)
+    return found if search.is_complete else replace(found, error=1.0)
 
 
 def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
@@ -203,7 +218,7 @@ def _fit_by_sums(search: Search, tol: float) -> BasisFit | None:
         residual_norm = projection.norm[:k]
         accuracy = _Accuracy(basis, projection.error[:, :k], n_slices)
         basic = dd.negative(columns.weights)
-        move = Move(basic, null.weights, np.zeros((len(null.own), k)), limited=False)
+        move = Move(basic, null.weights, np.zeros((len(null.own), k)), np.zeros(k, dtype=bool))
         error = accuracy.error_of(basic, move)
         if len(null.own) and (n_slices or error <= tol):
             move = _to_minimum_norm(basis, basic, null, null_norm, residual_norm, accuracy.of_null(null))
@@ -230,7 +245,7 @@ def _fit_by_gradients(search: Search, tol: float, limit: int) -> BasisFit:
     refined = _refine(basis, basic, null if exactly else null.take(slice(0)), residual_norm, limit)
     n_passes += refined.n_passes
     gains = basis.whitening()
-    coef, limited = refined.coef, False
+    coef, limited = refined.coef, np.zeros(len(residual_norm), dtype=bool)
     if len(null.own):
         if exactly:
             projection = basis.project(refined.null, 3)
@@ -436,13 +451,17 @@ def _to_minimum_norm(
     """The fit of least norm, as far as the null vectors are known, whose weights may be off by `null_error`.
 
     In the user's units, if the move there changes predictions by no more than ALLOWED of the residuals; else
-    in standard deviations of the columns; else the fit on the basis alone.
+    in standard deviations of the columns; else the fit on the basis alone. Each target is judged by itself.
     """
     p = basis.n_features
     weights, norm = basis.cleaned(null, null_norm, null_error)
     live = np.abs(weights[0][1:]).max(1) > 0
     allowed = ALLOWED * residual_norm + ALLOWED_OF_Y * basis.raw_norm[p:]
     spread = np.where(basis.square[:p] > 0, np.sqrt(basis.square[:p]), 1.0)
+    moved = coef[0].copy(), coef[1].copy()
+    total = np.zeros((len(null.own), coef[0].shape[1]))
+    limited = np.ones(coef[0].shape[1], dtype=bool)
+    basic = limited.copy()
     for in_user_units, unit in ((True, basis.scale[:p]), (False, spread)):
         power = np.exp2(np.round(np.log2(unit[live])))[:, None]
         along = _times(_part(weights, live), power)
@@ -451,17 +470,18 @@ def _to_minimum_norm(
         if moved_to is None:
             continue
         found, amount = moved_to
-        change = np.abs(amount[0]).T @ norm
-        if not np.isfinite(found[0]).all() or (change > allowed).any():
-            continue
-        moved = coef[0].copy(), coef[1].copy()
+        able = basic & np.isfinite(found[0]).all(0) & (np.abs(amount[0]).T @ norm <= allowed)
         moved_intercept = dd.matmul((weights[0][:1], weights[1][:1]), amount)
         intercept = dd.add((coef[0][:1], coef[1][:1]), moved_intercept)
         for part, new, first in zip(moved, found, intercept, strict=True):
-            part[1:][live] = new / power
-            part[:1] = first
-        return Move(moved, weights, amount[0], limited=not in_user_units)
-    return Move(coef, weights, np.zeros((len(null.own), coef[0].shape[1])), limited=True)
+            part[np.ix_(1 + live.nonzero()[0], able)] = (new / power)[:, able]
+            part[0, able] = first[0, able]
+        total[:, able] = amount[0][:, able]
+        basic &= ~able
+        limited &= ~(able & in_user_units)
+        if not basic.any():
+            break
+    return Move(moved, weights, total, limited)
 
 
 def _part(values: DoubleDouble, live: np.ndarray) -> DoubleDouble:
@@ -487,12 +507,14 @@ def _across(basis: Basis, null: DoubleDouble, weights: np.ndarray) -> np.ndarray
 
 def _in_user_units(basis: Basis, coef: DoubleDouble) -> tuple[DoubleDouble, DoubleDouble]:
     p = basis.n_features
-    scale, target_scale = basis.scale[:p, None], basis.scale[p:]
-    features = coef[0][1:] * scale / target_scale, coef[1][1:] * scale / target_scale
+    scale, target_scale = basis.scale[:p], basis.scale[p:]
+    exponent = log2_of_units(scale, target_scale)
+    features = np.ldexp(coef[0][1:], exponent), np.ldexp(coef[1][1:], exponent)
     zero = np.zeros((1, coef[0].shape[1]))
     if not basis.fit_intercept:
         return features, (zero, zero)
-    origin = basis.origin[None, :p]
+    # Constant columns may be too large to be split.
+    origin = np.where(coef[0][1:].any(1), basis.origin[:p], 0.0)[None]
     moved = dd.matmul((origin, np.zeros_like(origin)), (coef[0][1:], coef[1][1:]))
     seen = dd.add((coef[0][:1], coef[1][:1]), (basis.origin[None, p:], zero))
     intercept = dd.add(seen, dd.negative(moved))

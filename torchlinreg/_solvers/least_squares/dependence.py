@@ -51,7 +51,7 @@ class Search:
     null_norm: np.ndarray  # of these combinations; shape: (n_null,)
     rss: np.ndarray | None  # of the targets, where a pass has measured it
     n_passes: int
-    is_complete: bool  # whether all columns were decided in time
+    is_complete: bool  # whether all columns were decided, in time and above the errors of sums
 
 
 def find_basis(
@@ -81,11 +81,12 @@ def find_basis(
         n_candidates = len(candidates.own)
         both, before, products, _ = basis.project(Columns.join([candidates, targets]), n_slices)
         n_passes += 1
-        is_complete = n_passes < (MAX_PASSES_IN_ORDER if in_order else MAX_PASSES)
+        in_time = n_passes < (MAX_PASSES_IN_ORDER if in_order else MAX_PASSES)
         candidates, targets = both.take(slice(n_candidates)), both.take(slice(n_candidates, None))
         square, norm = before.diagonal()[:n_candidates], _norms(products)[:n_candidates]
         judged = _judge(basis, candidates, square, norm, n_slices, in_order=in_order)
-        dependent = judged.dependent | (not is_complete)
+        dependent = judged.dependent | judged.hidden | (not in_time)
+        is_complete &= in_time and not judged.hidden.any()
         null.append(candidates.take(dependent))
         null_norm.append(norm[dependent])
         waiting = ~dependent
@@ -123,6 +124,7 @@ class _Judged(NamedTuple):
 
     dependent: np.ndarray
     able: np.ndarray  # to join the basis
+    hidden: np.ndarray  # by errors of the most exact sums
     blurred: bool  # whether some are too near to their own rounding to be judged
 
 
@@ -133,13 +135,19 @@ def _judge(
     noise = basis.noise(candidates.weights)
     settled = norm**2 > (1 - UNSETTLED) * square
     dependent = np.where(settled, norm, np.sqrt(np.maximum(square, 0.0))) <= DEPENDENT * noise
+    error = basis.least_error(candidates.weights)
+    hidden = settled & (norm <= FLOOR * error) & ~(dependent & (error <= DEPENDENT * noise))
+    dependent &= ~hidden
     blurred = np.zeros(len(norm), dtype=bool)
     if not n_slices:
         blurred = norm < SHARP / 4 * basis.combination_error(candidates.weights, 0)
-    able = ~dependent & ~blurred & settled
+    elif n_slices < 3:
+        blurred = hidden
+    able = ~dependent & ~blurred & ~hidden & settled
     if in_order:  # none before it may be undecided
         able &= np.logical_and.accumulate(able | dependent)
-    return _Judged(dependent, able, bool((blurred & settled & ~dependent).any()))
+    hidden &= n_slices == 3
+    return _Judged(dependent, able, hidden, bool((blurred & settled & ~dependent).any()))
 
 
 def _reduced(
@@ -157,12 +165,14 @@ def _reduced(
 def _first_level(basis: Basis, among: np.ndarray, *, in_order: bool) -> Columns:
     """Take well-conditioned columns of the Gram matrix into the basis; what is left of the others."""
     p = basis.n_features
-    norm, framed, raw = (values[:p] for values in (np.sqrt(basis.square), basis.framed_norm, basis.raw_norm))
-    cancellation = np.divide(framed, norm, out=np.ones(p), where=norm > 0) ** 2
+    norm, framed = np.sqrt(basis.square[:p]), basis.framed_norm[:p]
+    cancellation = np.divide(framed, norm, out=np.full(p, np.inf), where=norm > 0) ** 2
     least = np.maximum(LEAST_PIVOT, PIVOT_PER_ROUNDOFF * basis.source.roundoff * cancellation)
     sound = least <= LARGEST_PIVOT
     alive = np.zeros(p, dtype=bool)
-    alive[among] = (norm > DEPENDENT * basis.noise_of_terms(raw, framed))[among]
+    unseen = norm <= np.sqrt(basis.source.roundoff) * framed
+    alive[among] = ((norm > DEPENDENT * basis.noise_of_terms(basis.noisy_norm, framed)) | unseen)[among]
+    alive &= (framed > 0) | (norm > 0)
     unsound = (alive & ~sound).nonzero()[0]
     alive = (alive & sound).nonzero()[0]
     least_pivot = float(least[alive].max(initial=LEAST_PIVOT))

@@ -27,7 +27,7 @@ from torchlinreg._linalg.cholesky import (
     solve_upper,
 )
 from torchlinreg._linalg.gram import EPS
-from torchlinreg._moments.moments import SAFE_RANGE, Frame, shift_and_scale
+from torchlinreg._moments.moments import SAFE_RANGE, Frame, log2_of_units, scale_for_ridge, shift_and_scale
 from torchlinreg._moments.wide import PIECE_BYTES, WideRows
 from torchlinreg._objective.penalty import ridge
 from torchlinreg._objective.problem import Problem
@@ -37,10 +37,13 @@ from torchlinreg._solvers.least_squares.minimum_norm import shortest_of_transfer
 from torchlinreg._solvers.least_squares.normal_equations import (
     SLOWEST_REFINEMENT,
     basis_fit_of_rows,
+    ridge_of,
     solve_exact,
 )
 
 RESPONSES_AT_ONCE = 512
+# Sums of weights over the least one, beyond which squares of what light rows add underflow.
+WIDEST_WEIGHTS = 1e150
 MAX_ROWS = 50_000
 # Coefficients may be smaller than the terms of ``X.T a`` by the square of the condition number times the
 # ratio of the rows' norms. Up to this amplification of rounding, products to 2^-70 leave all digits.
@@ -91,6 +94,7 @@ class _System:
         return solve_upper(self.upper, right / self.norm[:, None]) / self.norm[:, None]
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
 def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """The coefficients of least norm, or the ridge's, for few rows."""
     n_samples = problem.blocks.n_samples
@@ -99,13 +103,15 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
             f"solver='dual' needs an n_samples x n_samples matrix, {8e-9 * n_samples**2:.0f} GB for these "
             f"{n_samples} rows; at most {MAX_ROWS} are allowed. Use solver='exact' or fewer rows."
         )
-    alpha = float(problem.penalty.l2[0])
+    l2 = problem.penalty.l2[:1]
+    alpha = float(l2[0])
     blocks = problem.blocks.positive_weight_rows()
-    frame, rows = _dual_frame(problem, blocks)
-    diagonal = np.zeros(blocks.n_samples)
-    if alpha > 0:
-        weight = np.ones(blocks.n_samples) if blocks.weight is None else blocks.weight.cpu().numpy()
-        diagonal = alpha * weight.sum() / weight * rows.scale**2
+    weight = np.ones(blocks.n_samples) if blocks.weight is None else blocks.weight.cpu().numpy()
+    weight = np.ldexp(weight, -np.frexp(weight.max())[1])  # the heaviest is about 1
+    if alpha > 0 and weight.sum() > WIDEST_WEIGHTS * weight.min():
+        return solve_exact(problem, tol, max_iter)
+    frame, rows = _dual_frame(problem, blocks, weight.sum())
+    diagonal = ridge_of(frame, l2, weight.sum()) / weight
     system = _factorise(rows.kernel(frame.shift[1 : 1 + blocks.n_features]), diagonal, problem.fit_intercept)
     if system is None and alpha > 0:
         return solve_exact(problem, tol, max_iter)
@@ -114,6 +120,10 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     limit = MAX_REFINEMENTS if max_iter is None else 1 + max_iter
     found = _refine(rows, frame, diagonal, system, tol, limit)
     coef, intercept = _in_user_units(frame, found.coef, found.intercept, problem.fit_intercept)
+    if alpha > 0 and found.error > tol:  # as with an intercept and rows that outweigh others by 1e80
+        other = solve_exact(problem, tol, max_iter)
+        if other.error < found.error:
+            return other
     rank = blocks.n_samples - problem.fit_intercept
     unique = alpha > 0 or rank == blocks.n_features
     status = Status.OPTIMAL if unique else Status.MINIMUM_NORM
@@ -129,7 +139,7 @@ def solve_dual(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     )
 
 
-def _dual_frame(problem: Problem, blocks: RowBlocks) -> tuple[Frame, WideRows]:
+def _dual_frame(problem: Problem, blocks: RowBlocks, weight_sum: float) -> tuple[Frame, WideRows]:
     """Shift by the mean of the rows; one scale for all features, so that least norm stays so.
 
     Features are not shifted where the mean of all rows is so short that their sum is no longer than the
@@ -154,6 +164,9 @@ def _dual_frame(problem: Problem, blocks: RowBlocks) -> tuple[Frame, WideRows]:
     magnitude = torch.cat([largest[:n_features].max().expand(n_features), largest[n_features:]])
     safe = ((magnitude > SAFE_RANGE[0]) & (magnitude < SAFE_RANGE[1])) | (magnitude == 0)
     scale = torch.where(safe, 1.0, 1 / dd.slice_scale(magnitude))
+    if problem.penalty.l2.any():
+        with_first = np.append(1.0, scale.cpu().numpy())
+        scale = torch.from_numpy(scale_for_ridge(with_first, problem.penalty.l2, weight_sum)[1:]).to(scale)
     mean, origin = torch.zeros_like(total), torch.zeros_like(total)
     if problem.fit_intercept:
         mean = torch.where(total.isfinite(), total / blocks.n_samples, highest / 2 - minus_lowest / 2)
@@ -166,7 +179,7 @@ def _dual_frame(problem: Problem, blocks: RowBlocks) -> tuple[Frame, WideRows]:
     moved = (torch.maximum((highest - origin).abs(), (minus_lowest + origin).abs()) * scale)[:n_features]
     rows = WideRows(blocks, origin[:n_features], float(scale[0]), dd.slice_scale(moved))
     zero, one = total.new_zeros(1), total.new_ones(1)
-    return Frame(torch.cat([zero, mean]), None if bool(safe.all()) else torch.cat([one, scale])), rows
+    return Frame(torch.cat([zero, mean]), None if bool((scale == 1).all()) else torch.cat([one, scale])), rows
 
 
 def _factorise(kernel: np.ndarray, diagonal: np.ndarray, fit_intercept: bool) -> _System | None:
@@ -320,19 +333,18 @@ def _residual(
 def _in_user_units(
     frame: Frame, coef: DoubleDouble, intercept: DoubleDouble, fit_intercept: bool
 ) -> tuple[DoubleDouble, DoubleDouble]:
-    shift = frame.shift.cpu().numpy()
-    n_features = len(coef[0])
-    if frame.scale is not None:
-        scale = frame.scale.cpu().numpy()
-        change = scale[1] / scale[1 + n_features :]
-        coef = coef[0] * change, coef[1] * change
-        intercept = intercept[0] / scale[1 + n_features :], intercept[1] / scale[1 + n_features :]
+    shift, scale = shift_and_scale(frame)
+    columns, targets = slice(1, 1 + len(coef[0])), slice(1 + len(coef[0]), None)
+    exponent = log2_of_units(scale[columns], scale[targets])
+    high, low = np.ldexp(coef[0], exponent), np.ldexp(coef[1], exponent)
     if not fit_intercept:
-        return coef, intercept
-    origin = shift[None, 1 : 1 + n_features]
-    moved = dd.matmul((origin, np.zeros_like(origin)), coef)
-    target = shift[None, 1 + n_features :]
-    return coef, dd.add(dd.add((target, np.zeros_like(target)), intercept), dd.negative(moved))
+        return (high, low), (intercept[0] / scale[targets], intercept[1] / scale[targets])
+    # In the frame, where coefficients can be split; constant columns may be too large for that.
+    origin = np.where(coef[0].any(1), shift[columns] * scale[columns], 0.0)[None]
+    moved = dd.matmul(_with_zero(origin), coef)
+    seen = dd.add(intercept, dd.negative(moved))
+    target = _with_zero(shift[None, targets])
+    return (high, low), dd.add(target, (seen[0] / scale[targets], seen[1] / scale[targets]))
 
 
 def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Solution:

@@ -20,7 +20,7 @@ from torchlinreg._linalg.cholesky import MAX_REFINEMENTS, DoubleDouble, Factor, 
 from torchlinreg._linalg.gram import EPS, LONGEST_SUM
 from torchlinreg._moments.exact import ExactMoments
 from torchlinreg._moments.gradient import DEPTHS, Depth
-from torchlinreg._moments.moments import Frame, shift_and_scale
+from torchlinreg._moments.moments import Frame, log2_of_units, shift_and_scale
 from torchlinreg._objective.problem import SMALL_DATA, Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.least_squares.basis import DEPENDENT, MomentsSource, RowsSource
@@ -210,7 +210,7 @@ def solve_accumulated_with_fit(
     moments: ExactMoments, n_features: int, l2: np.ndarray, fit_intercept: bool, tol: float
 ) -> tuple[Solution, BasisFit]:
     """Least squares from moments alone, and the fit that it comes from."""
-    source = MomentsSource(moments, n_features, int(fit_intercept))
+    source = MomentsSource(moments, n_features, int(fit_intercept), l2)
     ridge = ridge_of(source.frame, l2, float(source.raw[0, 0]))
     fit = fit_on_basis(source, ridge, fit_intercept=fit_intercept, tol=tol)
     return replace(fit.solution("exact", tol), n_iter=1), fit
@@ -234,7 +234,11 @@ def fit_moments(problem: Problem) -> Fit | None:
     """Cholesky fit of float64 moments, or None where they are not positive definite."""
     moments = problem.moments
     n_features = problem.blocks.n_features
-    raw = moments.raw.cpu().numpy()
+    # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0, as is
+    # that of the least penalty.
+    varies = moments.on_host.diagonal()[1 : 1 + n_features] > 0
+    moments = moments.for_ridge(problem.penalty.l2)
+    raw = moments.on_host
     weight_sum = raw[0, 0]
     sums = raw[0, 1:]
     offset = sums / weight_sum if problem.fit_intercept else None
@@ -244,16 +248,14 @@ def fit_moments(problem: Problem) -> Fit | None:
     ridge = ridge_of(moments.frame, problem.penalty.l2, weight_sum)
     diagonal = scatter.diagonal()[:n_features] + ridge
     total = scatter.diagonal()[n_features:].copy()
-    # A constant column equals its shift, which leaves exact zeros; its coefficient of least norm is 0, as is
-    # that of the least penalty.
-    varies = raw.diagonal()[1 : 1 + n_features] > 0
     active = varies.nonzero()[0]
-    about_zero = diagonal[active]
+    norm = np.sqrt(np.maximum(diagonal[active], 0.0))
+    about_zero = norm
     if offset is not None:
-        about_zero = about_zero + weight_sum * (offset + _shift_in_frame(moments.frame))[active] ** 2
-    if not (diagonal[active] > (DEPENDENT * EPS) ** 2 * about_zero).all():
+        from_zero = np.abs(offset + _shift_in_frame(moments.frame))[active]
+        about_zero = np.hypot(norm, np.sqrt(weight_sum) * from_zero)
+    if not (norm > DEPENDENT * EPS * about_zero).all():
         return None
-    norm = np.sqrt(diagonal[active])
     gram = scatter[:n_features, :n_features]
     cross = scatter[:n_features, n_features:]
     if len(active) < n_features:
@@ -295,12 +297,14 @@ def fit_moments(problem: Problem) -> Fit | None:
 
 def ridge_of(frame: Frame, l2: np.ndarray, weight_sum: float) -> np.ndarray:
     """What the penalty adds to the Gram matrix's diagonal, in the units of the frame."""
-    ridge = l2 * weight_sum
-    if frame.scale is None or not ridge.any():
-        return ridge
-    # Columns so small that this overflows have coefficients that underflow; a finite ridge keeps them 0.
-    log2_scale = np.log2(frame.scale[1 : 1 + len(l2)].cpu().numpy())
-    return np.ldexp(ridge, np.minimum(2 * log2_scale, 900).astype(int))
+    if not l2.any():
+        return l2
+    mantissa, exponent = np.frexp(l2)
+    of_weights, power = np.frexp(weight_sum)
+    scale = shift_and_scale(frame)[1][1 : 1 + len(l2)]
+    # In this order neither the weight sum nor the scales alone take it beyond float64.
+    ridge: np.ndarray = np.ldexp(mantissa * of_weights, exponent + power + 2 * (np.frexp(scale)[1] - 1))
+    return ridge
 
 
 def _shift_in_frame(frame: Frame) -> np.ndarray:
@@ -420,6 +424,7 @@ def refine_exactly(problem: Problem, fit: Fit, tol: float, limit: int) -> tuple[
     return replace(fit, refined=floor._replace(rows=np.maximum(fit.errors.rows, floor.rows))), n_passes
 
 
+@np.errstate(over="ignore", invalid="ignore")  # whoever keeps coefficients refuses infinite ones
 def _to_solution(fit: Fit, solver: str, tol: float, n_passes: int) -> Solution:
     active = fit.design[fit.design > 0] - 1
     (high, low), intercept = in_user_units(fit)
@@ -446,8 +451,8 @@ def in_user_units(fit: Fit) -> tuple[DoubleDouble, DoubleDouble]:
     shift, scale = fit.units
     first = fit.n_intercepts
     columns = fit.design[first:]
-    change = scale[columns][:, None] / scale[fit.responses]
-    high, low = fit.coef[0][first:] * change, fit.coef[1][first:] * change
+    exponent = log2_of_units(scale[columns], scale[fit.responses])
+    high, low = np.ldexp(fit.coef[0][first:], exponent), np.ldexp(fit.coef[1][first:], exponent)
     zero = np.zeros((1, len(fit.responses)))
     if not first:
         return (high, low), (zero, zero)
