@@ -26,6 +26,8 @@ from torchlinreg.losses import Loss, is_known
 
 # Sums over rows, and coordinates, are off by so many units of rounding: measured on shifted rows, 1.5.
 GRADIENT_ROUNDING = 4 * EPS
+# The gain of a step counts so many times, as the curvature changes along it.
+CHANGING = 2.0
 # Eigenvalues of a Hessian of unit diagonal below so many units of rounding are 0, or might be.
 CLEAR = 1e3 * EPS
 # Singular values of columns of unit norm below so many units are those of dependent ones.
@@ -121,8 +123,8 @@ def gap_bound(
         resolved = values > (CLEAR * n_used if root is None else (DEPENDENT * n_used) ** 2)
         reach = max(reach, of_error / np.sqrt(values[resolved].min(initial=1.0)))
     if n_used == 0:
-        return gain
-    gap = float(np.sqrt(gain) + reach / np.sqrt(2)) ** 2
+        return CHANGING * gain
+    gap = float(np.sqrt(CHANGING * gain) + reach / np.sqrt(2)) ** 2
     if resolved.all():
         return gap
     flat = vectors[:, ~resolved]
