@@ -130,9 +130,12 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
                 scale[target] = 0.0
             status, n_steps = absolute.status, n_steps + absolute.n_iter
             moved = rounding_of_model(design.center, design.spread, coef, intercept)
-            gap = _gap_without_scale(objectives[target], absolute, moved[target], smallest_scale[target])
-            gap /= end.unit
-            reached = status is not Status.OPTIMAL or gap <= GOOD_ENOUGH
+            smallest = smallest_scale[target]
+            gap, least = (
+                _gap_without_scale(objectives[target], absolute, by, smallest) / end.unit
+                for by in (moved[target], 0.0)
+            )
+            reached = status is not Status.OPTIMAL or least <= GOOD_ENOUGH
         else:
             gap = end.relative_gap(moved[target])
             # No solver could hand back less rounded coefficients.
@@ -225,6 +228,7 @@ class _End(NamedTuple):
     gap: float = np.inf  # of the objective, with no rounding of what is handed back
     rounding: Rounding | None = None
     is_flat: bool = False  # the scale is 0
+    is_settled: bool = True  # of several optima, it is the one that does not depend on the start
 
     def relative_gap(self, predictions: float) -> float:
         """The relative gap, for coefficients that round predictions by so much."""
@@ -278,7 +282,7 @@ def _certified(objective: Objective, model: _Model, end: _End) -> _End:
     gap = model.gap(here, objective, rounding)
     if is_known(objective.loss):  # of which no objective is below 0
         gap = min(gap, here.value + model.penalty_of(here.variables))
-    reached = end.status is Status.ITERATIONS_USED and gap <= GOOD_ENOUGH * end.unit
+    reached = end.status is Status.ITERATIONS_USED and end.is_settled and gap <= GOOD_ENOUGH * end.unit
     status = Status.OPTIMAL if reached else end.status
     return end._replace(here=here, gap=gap, rounding=rounding, status=status)
 
@@ -323,10 +327,11 @@ def _settled(
         here = objective.expand(found.variables)
         n_left = limit - found.n_iter
         if n_left <= 0:
-            return end._replace(status=Status.ITERATIONS_USED, n_iter=found.n_iter)
+            return end._replace(status=Status.ITERATIONS_USED, n_iter=found.n_iter, is_settled=False)
         again = _descend(objective, pulled, found.variables, here, unit, smallest_scale, tol, n_left)
         if again.status is Status.ITERATIONS_USED:
-            return end._replace(status=again.status, n_iter=found.n_iter + again.n_iter)
+            n_iter = found.n_iter + again.n_iter
+            return end._replace(status=again.status, n_iter=n_iter, is_settled=False)
         if again.status is not Status.OPTIMAL:
             return end
         found = again._replace(n_iter=found.n_iter + again.n_iter)
@@ -589,6 +594,8 @@ class _Model:
         _, gain = self.minimum(here, variables, 0.0)
         gradient, hessian = self.gradient(here, variables), here.hessian + self.ridge
         root, pull = here.root, None
+        if self.bounds is not None:  # the step balances what these hold
+            gradient = np.zeros_like(gradient)
         if self.penalty is not None:
             if root is None:
                 damped = self._damped(hessian, here, 0.0)
