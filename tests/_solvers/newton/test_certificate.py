@@ -149,3 +149,12 @@ def test_targets_far_beyond_the_units_of_a_loss(loss):
     best = linprog([0] * 4 + [1] * 34, A_eq=split, b_eq=y / 1e100, bounds=bounds).fun
     assert np.abs(reg.predict(X) - y).sum() / 1e100 <= best * (1 + 1e-6)
     assert reg.status_.optimality < 1e-6
+
+
+@pytest.mark.parametrize("constant", [0.1, 1e9, -3.0])
+def test_a_constant_target_is_met_whatever_its_size(constant):
+    X = np.random.default_rng(0).standard_normal((12, 2))
+    reg = TorchLinearRegressor(loss="huber", alpha=1e-7, l1_ratio=1.0).fit(X, np.full(12, constant))
+    assert reg.status_.name == "OPTIMAL"
+    assert not reg.coef_.any()
+    assert reg.intercept_ == constant

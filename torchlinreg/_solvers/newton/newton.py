@@ -109,7 +109,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
                     objectives[target], start[:, target], end, smallest_scale[target], tol, limit
                 )
             elif _is_far_off(end, problem.loss):
-                ends[target] = end._replace(is_flat=True)
+                ends[target] = end._replace(is_flat=True, gap=np.inf)
     theta = np.stack([end.variables[: design.n_columns] for end in ends], axis=1)
     theta[: int(problem.fit_intercept)] += shift
     coef, intercept = design.in_users_units(theta)
@@ -132,7 +132,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
             moved = rounding_of_model(design.center, design.spread, coef, intercept)
             smallest = smallest_scale[target]
             gap, least = (
-                _gap_without_scale(objectives[target], absolute, by, smallest) / end.unit
+                _gap_without_scale(objectives[target], absolute, by, smallest, end.gap) / end.unit
                 for by in (moved[target], 0.0)
             )
             reached = status is not Status.OPTIMAL or least <= GOOD_ENOUGH
@@ -173,15 +173,15 @@ def _without_scale(problem: Problem, tol: float, max_iter: int | None) -> Soluti
 
 
 def _gap_without_scale(
-    objective: Objective, absolute: Solution, moved: float, smallest_scale: float
+    objective: Objective, absolute: Solution, moved: float, smallest_scale: float, most: float
 ) -> float:
     """The gap of the limit: that of the absolute error, and what the scale and rounding may add."""
     design, loss = objective.design, objective.loss
     y = design.blocks.y[:, objective.target]
     size = float(design.share @ y.abs())
-    gap = (absolute.optimality or 0.0) * size + moved + EPS * size
     below = smallest_scale if loss.estimates_scale else _below_its_lines(loss)
-    return steepest(loss) * gap + below
+    gap = steepest(loss) * ((absolute.optimality or 0.0) + EPS) * size + below
+    return min(gap, most) + steepest(loss) * moved
 
 
 def _below_its_lines(loss: Loss) -> float:
@@ -205,18 +205,18 @@ def _with_scale(
     """From the least absolute error on, to an optimum at a small scale, if there is one."""
     residual = objective.predict(theta) - objective.design.blocks.y[:, objective.target]
     scale = float(objective.design.share @ residual.abs())
+    model = _Model.of(objective.design, has_scale=True)
+    value = steepest(objective.loss) * scale + model.penalty_of(np.append(theta, 0.0))
+    flat = flat._replace(gap=value)  # no objective is below 0
     if not scale > smallest_scale or flat.n_iter >= limit:
         return flat
-    model = _Model.of(objective.design, has_scale=True)
     variables = np.append(model.feasible(theta), scale)
     here = objective.expand(variables)
     end = _descend(objective, model, variables, here, flat.unit, smallest_scale, tol, limit - flat.n_iter)
     end = _certified(objective, model, end._replace(n_iter=flat.n_iter + end.n_iter, unit=flat.unit))
     if end.is_flat:
-        return end
-    value = end.here.value + model.penalty_of(end.variables)
-    limit_value = steepest(objective.loss) * scale + model.penalty_of(np.append(theta, 0.0))
-    return end if value < limit_value else flat
+        return end._replace(gap=value)
+    return end if end.here.value + model.penalty_of(end.variables) < value else flat
 
 
 class _End(NamedTuple):
