@@ -767,7 +767,7 @@ class TorchLinearRegressor(
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )
-        if solution.status is Status.CONSTANT:
+        if solution.status in (Status.CONSTANT, Status.NO_FINITE_OPTIMUM):
             warnings.warn(
                 f"Solver {solution.solver!r}: {self.status_.message}",
                 ConvergenceWarning,

@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+# The next predictions are so much larger, relatively to themselves and to typical targets. Much closer to 0,
+# second derivatives are rounding over the distance, and squares underflow.
+_NEXT, _SMALLEST = 8 * 2.0**-52, 1e-100
+
 Kind = Literal["quadratic", "smooth", "piecewise_linear"]
 
 
@@ -103,6 +107,44 @@ class Loss:
             Of that shape.
         """
         raise NotImplementedError
+
+    def expand(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, derivative and curvature of each element.
+
+        Parameters
+        ----------
+        prediction : Tensor
+            Predictions.
+        target : Tensor
+            Targets, of the same shape.
+
+        Returns
+        -------
+        tuple of Tensor
+            Three, of that shape.
+        """
+        return (
+            self.value(prediction, target),
+            self.derivative(prediction, target),
+            self.curvature(prediction, target),
+        )
+
+    def tangent(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Value and derivative of each element.
+
+        Parameters
+        ----------
+        prediction : Tensor
+            Predictions.
+        target : Tensor
+            Targets, of the same shape.
+
+        Returns
+        -------
+        tuple of Tensor
+            Two, of that shape.
+        """
+        return self.value(prediction, target), self.derivative(prediction, target)
 
     def derivative_by_scale(self, residual: Tensor) -> Tensor:
         """The derivative of ``s * loss(residual / s)`` by `s`, at 1, for losses that estimate a scale.
@@ -485,18 +527,16 @@ class CallableLoss(Loss):
 
     def derivative(self, prediction: Tensor, target: Tensor) -> Tensor:
         """See `Loss`."""
-        with torch.enable_grad():
-            inside = prediction.detach().requires_grad_()
-            return self._gradient(self._called(inside, target), inside).detach()
+        return self._traced(prediction, target)[1]
 
     def curvature(self, prediction: Tensor, target: Tensor) -> Tensor:
         """See `Loss`."""
-        with torch.enable_grad():
-            inside = prediction.detach().requires_grad_()
-            first = self._gradient(self._called(inside, target), inside, create_graph=True)
-            if not first.requires_grad:
-                return torch.zeros_like(prediction)
-            return self._gradient(first, inside).detach()
+        return self.expand(prediction, target)[2]
+
+    def expand(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Loss`; from one call of the function."""
+        value, first, second = self._traced(prediction, target, twice=True)
+        return value, first, second
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         """Raise an error unless the function is elementwise and differentiable, on these elements.
@@ -535,6 +575,36 @@ class CallableLoss(Loss):
                 "with the others. Each loss may depend on its own prediction and target only; leave sums and "
                 "means to the estimator."
             )
+
+    def tangent(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Loss`; from one call of the function."""
+        value, first = self._traced(prediction, target)
+        return value, first
+
+    def _traced(self, prediction: Tensor, target: Tensor, *, twice: bool = False) -> list[Tensor]:
+        """Value and derivative, and `twice` the curvature.
+
+        Where autograd gives NaN for the slope of a finite loss, as for ``sqrt(residual^2)`` at 0, slope and
+        curvature are those of the next predictions.
+        """
+        with torch.enable_grad():
+            inside = prediction.detach().requires_grad_()
+            result = [self._called(inside, target)]
+            result.append(self._gradient(result[0], inside, create_graph=twice))
+            if twice:
+                zero = torch.zeros_like(prediction)
+                result.append(self._gradient(result[1], inside) if result[1].requires_grad else zero)
+        result = [each.detach() for each in result]
+        if math.isnan(float(result[1].sum())):
+            lost = torch.isnan(result[1]) & torch.isfinite(result[0])
+            if not lost.any():
+                return result
+            size = torch.maximum(prediction.abs(), target.abs())
+            size = size[lost].clamp(min=float(size.mean()) or 1.0, max=1 / _SMALLEST).clamp(min=_SMALLEST)
+            beside = self._traced(prediction[lost] + _NEXT * size, target[lost], twice=twice)
+            for each, near in zip(result[1:], beside[1:], strict=True):
+                each[lost] = near
+        return result
 
     def _called(self, prediction: Tensor, target: Tensor) -> Tensor:
         losses = self.function(prediction, target)
@@ -591,8 +661,8 @@ def check_convex(loss: Loss, target: Tensor, spread: float) -> None:
     steps = torch.linspace(-8, 8, 65, dtype=target.dtype, device=target.device)
     prediction = (target + spread * steps[:, None]).flatten()
     of = target.repeat(len(steps))
-    slope = loss.derivative(prediction, of)
-    slope = slope.masked_fill(~torch.isfinite(loss.value(prediction, of)), torch.nan)
+    value, slope = loss.tangent(prediction, of)
+    slope = slope.masked_fill(~torch.isfinite(value), torch.nan)
     slope, prediction = slope.view(len(steps), -1), prediction.view(len(steps), -1)
     fall = slope[:-1] - slope[1:]
     slack = 1e-9 * (slope[:-1].abs() + slope[1:].abs())

@@ -104,6 +104,18 @@ def solve_upper(upper: np.ndarray, right: np.ndarray) -> np.ndarray:
     return lapack.dpotrs(upper.T, right, lower=1)[0]
 
 
+def solve_positive(matrix: np.ndarray, right: np.ndarray, smallest: float) -> np.ndarray:
+    """The solution of a positive definite system; the least one where rounding has made it singular.
+
+    Singular values below `smallest`, relatively, are then taken for 0.
+    """
+    unit = np.sqrt(matrix.diagonal())
+    upper = cholesky(matrix / unit[:, None] / unit)
+    if upper is None:
+        return np.linalg.lstsq(matrix, right, rcond=smallest)[0]
+    return solve_upper(upper, (right / unit)[:, None])[:, 0] / unit
+
+
 def inverse_of_upper(upper: np.ndarray) -> np.ndarray:
     """The inverse of a triangular factor, of which the upper triangle counts."""
     if len(upper) == 0:

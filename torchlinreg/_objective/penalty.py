@@ -56,8 +56,9 @@ class Penalty:
 
         Bounds that have no number of the dtype between them leave one next to them.
         """
+        inside = np.clip(coef, self.lower, self.upper) if self.has_bounds else coef
         with np.errstate(over="ignore"):
-            rounded = np.clip(coef, self.lower, self.upper).astype(dtype)
+            rounded = inside.astype(dtype)
         if not self.has_bounds:
             return rounded
         finite = np.isfinite(rounded)

@@ -46,6 +46,12 @@ class Status(Enum):
         "too badly conditioned for float64, or the loss is not convex. Use alpha > 0, remove nearly "
         "dependent columns, or use a convex loss."
     )
+    NO_FINITE_OPTIMUM = (
+        "The objective has no finite optimum: it falls towards its infimum as some coefficients, "
+        "or the intercept, grow without bound: a feature separates the classes, or all counts, or those of a "
+        "group, are 0. The coefficients are those where the search ended. Use alpha > 0, or remove the "
+        "features whose coefficients are huge, or their rows."
+    )
     CONSTANT = (
         "No coefficients were found that predict the rows better than a constant does, so the constant was "
         "taken: the problem is too badly conditioned for float64, or the loss is not convex. Bring X and y "

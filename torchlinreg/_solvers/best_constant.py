@@ -22,13 +22,15 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg.losses import Loss
 
-# Whoever ended the fit, or the user's learning rate, answers for where it is.
+# Whoever ended the fit, or the user's learning rate, answers for where it is; a constant may be as near to an
+# infimum at infinity as it likes.
 ENDED_BY_OTHERS = (
     Status.MAX_ITER,
     Status.EARLY_STOPPED,
     Status.CALLBACK,
     Status.ONE_PASS,
     Status.ITERATIONS_USED,
+    Status.NO_FINITE_OPTIMUM,
 )
 # Objectives that are closer, relatively, are the same.
 ROUNDING = 1e-13

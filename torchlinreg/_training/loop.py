@@ -507,6 +507,9 @@ def _solution(loop: _Loop, status: Status) -> Solution:
         status = Status.EARLY_STOPPED  # the lowest validation loss was on the way
     if status is Status.OPTIMAL and loop.automatic:
         status = exact.status  # which knows of dependent columns and lost digits
+    endless = exact.status is Status.NO_FINITE_OPTIMUM
+    if endless and status in (Status.OPTIMAL, Status.MAX_ITER, Status.NO_PROGRESS):
+        status = exact.status
     return Solution(
         coef=np.array(coef.T),
         intercept=np.array(intercept),
@@ -517,7 +520,7 @@ def _solution(loop: _Loop, status: Status) -> Solution:
         n_iter=loop.epoch,
         error=exact.error,
         scale=exact.scale,
-        distance=distance,
+        distance=None if endless else distance,
         loss_curve=loop.loss_curve,
         validation_loss_curve=loop.validation_curve if loop.training.validation is not None else None,
     )

@@ -415,9 +415,9 @@ def test_rows_that_are_left_out_change_nothing(monkeypatch, kind, loss):
     weight = rng.integers(0, 3, 6000).astype(float)
     case = Case(X, y, loss, weight, alpha=0.01, l1_ratio=0.5)
     calls = []
-    inner = interior_point._interior_point
+    inner = interior_point.minimise_program
     monkeypatch.setattr(
-        interior_point, "_interior_point", lambda *args: calls.append(len(args[0].y)) or inner(*args)
+        interior_point, "minimise_program", lambda *args: calls.append(len(args[0].y)) or inner(*args)
     )
     whole = case.solve()
     monkeypatch.setattr(interior_point, "SAMPLED_ROWS", 1000)

@@ -45,6 +45,8 @@ DEPENDENT_COLUMNS = 1e-5
 MEDIAN_ROWS = 2_000
 # Steps go so far to the boundary.
 TO_BOUNDARY = 0.9995
+# A step against cycles aims at this share of the mean product of a hinge and its dual.
+CENTERED = 0.5
 # Distance from a bound times its dual at the start; the loss has slopes of about 1.
 START_MU = 0.1
 # Rows start at least so far from the boundary, where y is of size 1: some may be met exactly.
@@ -132,7 +134,7 @@ def _solved(
     """
 
     def optimum(program: Program, theta: np.ndarray, limit: int) -> Iterate:
-        found = _interior_point(program, theta, tol, limit)
+        found = minimise_program(program, theta, tol, limit)
         return _nearest(program, found, center, limit - found.n_iter)
 
     n_rows = len(program.y)
@@ -143,7 +145,7 @@ def _solved(
     index = index.to(program.y.device)
     weight = program.weight[index]
     part = _part(program, program.rows.take(index), program.y[index], weight / weight.sum())
-    found = _interior_point(replace(part, n_all=len(index)), theta, SAMPLE_TOL, max_iter)
+    found = minimise_program(replace(part, n_all=len(index)), theta, SAMPLE_TOL, max_iter)
     n_iter = found.n_iter
     near = _from_kinks(part, part.values(found.theta))
     width = torch.kthvalue(near, max(1, int(len(near) * KEPT * n_sample / n_rows))).values
@@ -187,9 +189,9 @@ def _nearest(program: Program, found: Iterate, center: Callable[[], np.ndarray],
         ridge = np.where(program.free, pull, 0.0)
         pulled = replace(moved, ridge=ridge if program.ridge.ndim == 1 else np.diag(ridge))
         # Not from the vertex found: where many rows are met exactly, steps stay short.
-        start = _inside(np.zeros_like(ridge), program.lower, program.upper, pulled.ridge)
+        start = inside_bounds(np.zeros_like(ridge), program.lower, program.upper, pulled.ridge)
         start = np.where(program.free, start, found.theta)
-        nearest = _interior_point(pulled, start, PULLED_TOL, max_iter - n_iter + found.n_iter)
+        nearest = minimise_program(pulled, start, PULLED_TOL, max_iter - n_iter + found.n_iter)
         n_iter += nearest.n_iter
         if nearest.out_of_steps:
             break
@@ -228,7 +230,7 @@ def _from_kinks(program: Program, values: torch.Tensor) -> torch.Tensor:
     return by_position[0] if len(by_position) == 1 else by_position.amin(0)
 
 
-def _interior_point(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> Iterate:
+def minimise_program(program: Program, theta: np.ndarray, tol: float, max_iter: int) -> Iterate:
     """Mehrotra's predictor-corrector steps until the gap is at most `tol` of the objective."""
     state = _start(program, theta)
     can_by_rows = len(program.y) * len(theta) ** 2 <= LARGEST_QR
@@ -245,8 +247,8 @@ def _interior_point(program: Program, theta: np.ndarray, tol: float, max_iter: i
         slack = program.slack(state.theta, missing)
         if n_iter == 0 or total + slack <= near or n_iter == max_iter or waited:
             objective = program.objective(state.theta, state.s)
-        gap = min(total + slack, max(objective, 0.0))  # the objective is never below 0
-        small = min(objective, 1.0)
+        gap = min(total + slack, program.most_above(objective))
+        small = program.unit(objective)
         rounding = ROUNDING * (1 + float(np.abs(state.theta).sum()))
         most = float(np.abs(missing).max())
         done = gap <= max(tol * small, rounding)
@@ -275,8 +277,9 @@ def _interior_point(program: Program, theta: np.ndarray, tol: float, max_iter: i
             break
         lost = most > least_missing and max(total, rounding) < slack
         by_rows = by_rows or (can_by_rows and lost and total < 1e-3)
+        cycles = total > total_before
         before, total_before = state.theta, total
-        _advance(program, state, total, missing, by_rows)
+        _advance(program, state, total, missing, by_rows, cycles)
     # Without the rounding of the steps:
     objective = program.objective(state.theta, program.values(state.theta))
     found.append(Iterate(state.theta, state.d, objective, gap, False))
@@ -293,10 +296,10 @@ def _best_of(program: Program, found: list[Iterate], tol: float) -> Iterate:
     values = program.values(result.theta)
     duals = [iterate.dual for iterate in found]
     gaps = [result.gap, *(program.gap(result.theta, values, dual) for dual in duals)]
-    if min(gaps) > tol * min(result.objective, 1.0):
+    if min(gaps) > tol * program.unit(result.objective):
         duals = [_balanced(program, result.theta, dual) for dual in duals]
         gaps += [program.gap(result.theta, values, dual) for dual in duals]
-    return replace(result, gap=min(*gaps, max(result.objective, 0.0)))
+    return replace(result, gap=min(*gaps, program.most_above(result.objective)))
 
 
 def _balanced(program: Program, theta: np.ndarray, dual: torch.Tensor) -> torch.Tensor:
@@ -334,8 +337,14 @@ def _start(program: Program, theta: np.ndarray) -> State:
     return State(theta, s, u, v, d, e)
 
 
-def _advance(program: Program, state: State, total: float, missing: np.ndarray, by_rows: bool) -> None:
-    """A predictor, which aims at the boundary, and the corrected step, which aims at where it led."""
+def _advance(
+    program: Program, state: State, total: float, missing: np.ndarray, by_rows: bool, cycles: bool
+) -> None:
+    """A predictor, which aims at the boundary, and the corrected step, which aims at where it led.
+
+    Corrections may lead in cycles if products of single hinges are far from their mean (Colombo and
+    Gondzio 2008); the step then has none and aims at half of the mean.
+    """
     s, u, v, d, e = state.s, state.u, state.v, state.d, state.e
     joint = program.has_ridge  # which ties the duals to theta
     per_e, per_d = e.reciprocal(), d.reciprocal()
@@ -360,6 +369,9 @@ def _advance(program: Program, state: State, total: float, missing: np.ndarray, 
     s_dd, ds_dd = float(torch.dot(s, dd)), float(torch.dot(ds, dd))
     affine = total + primal * (s_dd - total) - dual * s_dd - primal * dual * ds_dd
     center = max(affine / total, 0.0) ** 3 * total / (len(e) + len(s))
+    if cycles:
+        center = CENTERED * total / (len(e) + len(s))
+        p, q = torch.zeros_like(p), torch.zeros_like(q)
     ku = (p - 1).mul_(p).mul_(u).add_(per_e, alpha=center)
     kv = (q + 1).mul_(q).mul_(v).add_(per_d, alpha=center)
     t = s + kv
@@ -452,7 +464,7 @@ def _solve_target(
         program = Program(
             rows, y / size, weight, scaled, l1, lower, upper, ridge * size, ~held, by_rows, len(y)
         )
-        theta = np.where(held, resting, _inside(theta, lower, upper, ridge * size))
+        theta = np.where(held, resting, inside_bounds(theta, lower, upper, ridge * size))
 
         def best_constant() -> np.ndarray:
             center = np.zeros_like(theta)
@@ -477,7 +489,7 @@ def _size(y: torch.Tensor) -> float:
     return median or float(magnitude.mean()) or float(y.abs().mean()) or 1.0
 
 
-def _inside(theta: np.ndarray, lower: np.ndarray, upper: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+def inside_bounds(theta: np.ndarray, lower: np.ndarray, upper: np.ndarray, ridge: np.ndarray) -> np.ndarray:
     """The point moved to the inside of the bounds, to where the barrier keeps a ridge penalty in balance."""
     if ridge.ndim == 2:  # there are no bounds then
         return theta

@@ -24,9 +24,12 @@ from torchlinreg.losses import PiecewiseLinear
 
 
 class Rows:
-    """Rows of a design, as one tensor or block by block."""
+    """Rows of a design, as one tensor or block by block.
 
-    def __init__(self, blocks: RowBlocks) -> None:
+    With `keeps_columns` a copy makes their products with vectors faster, if there are more than a few.
+    """
+
+    def __init__(self, blocks: RowBlocks, *, keeps_columns: bool = True) -> None:
         self.n_samples, self.n_columns = blocks.n_samples, blocks.n_features
         self.device = blocks.device
         self._blocks = blocks
@@ -34,7 +37,7 @@ class Rows:
         if blocks.in_place:
             self._whole = next(blocks.large(blocks.n_samples)).X
             assert self._whole is not None
-            self._columns = self._whole.T.contiguous()  # whose products with vectors are faster by far
+            self._columns = self._whole.T.contiguous() if keeps_columns else self._whole.T
         self._upper_gram = UpperGram(self.n_columns, self.device)
 
     def _parts(self) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -96,6 +99,7 @@ class Program:
     free: np.ndarray  # columns that are not held where they are; shape: (n_columns,)
     by_rows: bool  # whether the columns are too dependent for a Gram matrix
     n_all: int  # rows, before those whose side of all kinks is known were replaced by their mean
+    tilt: np.ndarray | None = None  # a linear term beside the losses; shape: (n_columns,)
 
     @cached_property
     def n_row_hinges(self) -> int:
@@ -150,7 +154,8 @@ class Program:
 
     @cached_property
     def linear(self) -> np.ndarray:
-        return self.l1 - self.pieces.slope * self.rows.transposed(self.weight)
+        linear = self.l1 - self.pieces.slope * self.rows.transposed(self.weight)
+        return linear if self.tilt is None else linear + self.tilt
 
     def values(self, theta: np.ndarray) -> torch.Tensor:
         """``s`` of all hinges."""
@@ -217,11 +222,20 @@ class Program:
         return missing
 
     def objective(self, theta: np.ndarray, values: torch.Tensor) -> float:
-        """What is minimised, with the least loss taken from each row's, so that it is never below 0."""
+        """What is minimised, with the least loss taken from each row's: never below 0 if there is no tilt."""
         loss = self.pieces.slope * torch.dot(self.weight, values[: len(self.y)])
         loss += torch.dot(self.cost[: self.n_row_hinges], values[: self.n_row_hinges].clamp(min=0))
         penalty = float(self.l1 @ np.abs(theta)) + float(theta @ self.bent(theta)) / 2
-        return float(loss) - self.least + penalty
+        tilt = 0.0 if self.tilt is None else float(self.tilt @ theta)
+        return float(loss) - self.least + penalty + tilt
+
+    def unit(self, objective: float) -> float:
+        """What gaps are relative to: the objective, up to its typical size of 1."""
+        return min(objective, 1.0) if self.tilt is None else 1.0
+
+    def most_above(self, objective: float) -> float:
+        """How far this objective may be above its optimum, for its sign."""
+        return max(objective, 0.0) if self.tilt is None else np.inf
 
     @cached_property
     def least(self) -> float:

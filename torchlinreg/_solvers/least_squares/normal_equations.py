@@ -118,13 +118,11 @@ class Fit:
         shift, scale = self.units
         columns, roots = self.design[first:], np.sqrt(self.factor.weight_sum)
         terms = np.abs(self.coef[0][first:])
-        about_zero = np.abs(self.factor.means) + np.abs(shift[columns] * scale[columns]) if first else 0.0
-        largest = self.factor.norm + roots * about_zero
-        rounding = (
-            4
-            * EPS
-            * ((largest @ terms if len(terms) else 0.0) + roots * np.abs(shift * scale)[self.responses])
-        )
+        offset = np.abs(shift * scale)
+        largest = self.factor.norm
+        if first:
+            largest = largest + roots * (np.abs(self.factor.means) + offset[columns])
+        rounding = 4 * EPS * (largest @ terms + roots * offset[self.responses])
         error = self.errors.gram / self.factor.singular_values[1] + self.errors.rows + rounding
         return bool((self.factor.energy(self.coef[0]) > 2 * error).all())
 

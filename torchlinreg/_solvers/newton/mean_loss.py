@@ -204,8 +204,7 @@ class Objective:
 
     def _derivatives(self, block: Block, prediction: torch.Tensor, scale: float) -> _Derivatives:
         prediction, target = self._in_scales(block, prediction, scale)
-        value, first = self.loss.value(prediction, target), self.loss.derivative(prediction, target)
-        second = self.loss.curvature(prediction, target)
+        value, first, second = self.loss.expand(prediction, target)
         if not is_known(self.loss):
             second = _convex_curvature(self.loss, prediction, target, second)
         if block.weight is not None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.linalg import block_diag
 
-from torchlinreg._linalg.cholesky import cholesky, solve_upper
+from torchlinreg._linalg.cholesky import cholesky, solve_positive
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
@@ -29,11 +29,15 @@ from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
 from torchlinreg._solvers.penalised.nearest import MixedBounds
 from torchlinreg._solvers.penalised.quadratic import Descent, minimise_quadratic, minimum_about
 from torchlinreg._solvers.penalised.units import rounding_of_model
+from torchlinreg._solvers.proximal_newton.by_rows import ByRows
+from torchlinreg._solvers.proximal_newton.recession import Fall, Recession
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
 DEFAULT_MAX_ITER = 200
 # Most problems take less than 20; more are a sign of products that tell no columns apart.
 PLAIN_ITERATIONS = 50
+# A smooth loss usually takes less; the probe for kinks costs as much as a few steps of 1000 rows.
+UNPROBED_STEPS = 12
 # Of the curvature: keeps a singular matrix solvable, and is too small to slow a step down.
 LEAST_DAMPING = 1e-13
 # A step is taken if the objective falls by this share of what the model promised, and the next one is damped
@@ -62,6 +66,8 @@ LEAST_SHRINK = 0.1
 # share of the objective, in coordinates of unit columns, then decides among several optima; of that of a
 # constant prediction where next to nothing is left.
 FLAT, PULL, PERFECT, TINY = 1e-12, 1e-6, 1e-9, 1e-300
+# Where of the curvature this share is left in some direction, the optimum may be at infinity.
+FLATTENED = 1e-3
 PULL_STAGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.0)
 # Mean curvatures below this share of that at a residual of 0 are those of rows that are mostly far off; the
 # least absolute error, to this tolerance, is then the better start.
@@ -78,6 +84,8 @@ UNRESOLVED = 1e-15
 PROBED_ROWS = 64
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
 GOOD_ENOUGH = 1e-9
+# Ends of losses of the user's that are closer are not searched for kinks.
+CLOSE = 1e-12
 
 
 def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -86,17 +94,20 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     Raises
     ------
     ValueError
-        A user's loss is not finite, not convex, not elementwise, or has no curvature.
+        A user's loss is not finite, not convex or not elementwise.
     """
     design = design_of(problem, mixing_bounded=True)
     shift = _typical_targets(design, problem.loss)
     smallest_scale = [_smallest_scale(y) for y in design.blocks.y.T]
     design = design.about(shift)
-    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
     robust_start = cache(lambda: _absolute_error_fit(problem, design, shift))
+    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
+    by_rows = None
+    if not (is_known(problem.loss) or problem.loss.estimates_scale):
+        by_rows = ByRows(problem, design, shift)
     objectives = [Objective(design, problem.loss, target) for target in range(design.blocks.n_targets)]
     ends = [
-        _solve_target(each, robust_start, smallest, tol, limit)
+        _solve_target(each, by_rows, robust_start, smallest, tol, max_iter)
         for each, smallest in zip(objectives, smallest_scale, strict=True)
     ]
     absolute = None
@@ -228,10 +239,13 @@ class _End(NamedTuple):
     gap: float = np.inf  # of the objective, with no rounding of what is handed back
     rounding: Rounding | None = None
     is_flat: bool = False  # the scale is 0
+    proven: float | None = None  # the relative gap, where the rows of a user's loss tell it
     is_settled: bool = True  # of several optima, it is the one that does not depend on the start
 
     def relative_gap(self, predictions: float) -> float:
         """The relative gap, for coefficients that round predictions by so much."""
+        if self.proven is not None:
+            return self.proven
         assert self.rounding is not None
         return self.rounding.with_model(self.gap, predictions) / self.unit
 
@@ -252,15 +266,68 @@ def _typical_targets(design: Design, loss: Loss) -> np.ndarray:
 
 def _solve_target(
     objective: Objective,
+    by_rows: ByRows | None,
     robust_start: Callable[[], np.ndarray],
+    smallest_scale: float,
+    tol: float,
+    max_iter: int | None,
+) -> _End:
+    model = _Model.of(objective.design, objective.loss.estimates_scale)
+    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
+    variables, here, unit = _first(objective, model, robust_start)
+    first = here
+    if by_rows is None:
+        return _solve_known(objective, model, variables, here, unit, smallest_scale, tol, limit)
+    # Nothing is known of a loss of the user's. Where it is smooth, a few steps end; where they do not, the
+    # rows are searched for kinks, and they say how far the end is from the optimum.
+    end = _End(variables, here, Status.ITERATIONS_USED, 0, unit)
+    if here.hessian.any():
+        few = min((limit + 1) // 2, UNPROBED_STEPS)
+        end = _descend(objective, model, variables, here, unit, smallest_scale, tol, few)
+    recession = _recession(objective, model, by_rows, variables, first, end)
+    unclear = end.status is not Status.OPTIMAL and end.n_iter < limit
+    if not (unclear and by_rows.have_kinks(objective.target)):
+        if unclear:
+            here, before = objective.expand(end.variables), end.n_iter
+            end = _descend(objective, model, end.variables, here, unit, smallest_scale, tol, limit - before)
+            end = end._replace(n_iter=before + end.n_iter, unit=unit)
+            # Slopes may have underflowed to 0 by now, where before they were seen to stay.
+            recession = _recession(objective, model, by_rows, variables, first, end) or recession
+        if recession is None:
+            end = _settled(objective, model, end, unit, smallest_scale, tol, limit)
+        else:
+            end = _without_optimum(objective, model, end, recession, unit)
+        if end.status is Status.NO_FINITE_OPTIMUM:
+            return end
+        gap = by_rows.certified(objective.target, end.variables, unit)
+        close = gap <= GOOD_ENOUGH * unit and (
+            gap <= CLOSE * unit or not by_rows.have_kinks(objective.target)
+        )
+        if end.status is Status.ITERATIONS_USED or close:
+            return end._replace(proven=gap / unit, unit=unit)
+    rest = None if max_iter is None else limit - end.n_iter
+    found = by_rows.solved(objective.target, end.variables, tol**2, rest)
+    n_iter = end.n_iter + found.n_iter
+    end = _End(found.theta, end.here, found.status, n_iter, unit, proven=found.gap / unit)
+    if recession is None or end.status is Status.OPTIMAL:
+        return end
+    return _without_optimum(objective, model, end, recession, unit)
+
+
+def _solve_known(
+    objective: Objective,
+    model: _Model,
+    variables: np.ndarray,
+    here: Expansion,
+    unit: float,
     smallest_scale: float,
     tol: float,
     limit: int,
 ) -> _End:
-    model = _Model.of(objective.design, objective.loss.estimates_scale)
-    variables, here, unit = _first(objective, model, robust_start)
+    """The end of a loss of the library's, with a bound."""
     plain = limit if model.penalty is None else min(limit, PLAIN_ITERATIONS)
-    end = _settled(objective, model, variables, here, unit, smallest_scale, tol, plain)
+    end = _descend(objective, model, variables, here, unit, smallest_scale, tol, plain)
+    end = _settled(objective, model, end, unit, smallest_scale, tol, plain)
     end = _certified(objective, model, end._replace(unit=unit))
     if end.gap <= GOOD_ENOUGH * unit or end.is_flat or model.penalty is None or end.n_iter >= limit:
         return end
@@ -287,19 +354,50 @@ def _certified(objective: Objective, model: _Model, end: _End) -> _End:
     return end._replace(here=here, gap=gap, rounding=rounding, status=status)
 
 
+def _recession(
+    objective: Objective, model: _Model, by_rows: ByRows, start: np.ndarray, first: Expansion, end: _End
+) -> Recession | None:
+    """The direction in which steps from `start` go on for ever, towards a finite infimum.
+
+    Raises
+    ------
+    ValueError
+        There is no finite infimum.
+    """
+    if not model.has_flattened(first.hessian, end.here.hessian):
+        return None
+    found = by_rows.recession(objective.target, end.variables, start)
+    if found is not None and found.fall is Fall.FOR_EVER:
+        raise ValueError(
+            f"loss={objective.loss!r} is unbounded below on these rows: the sum of the losses falls for ever "
+            "as some coefficients, or the intercept, grow. Look for targets that the loss is not made for, "
+            "such as negative ones of a Poisson loss, and for losses that fall without end, such as linear "
+            "ones. If only coefficients grow, alpha > 0 with l1_ratio < 1 makes the optimum finite."
+        )
+    return found
+
+
+def _without_optimum(
+    objective: Objective, model: _Model, end: _End, recession: Recession, unit: float
+) -> _End:
+    """The end of steps along a direction of recession, unless it is still far from the infimum."""
+    left = objective.value(end.variables) + model.penalty_of(end.variables) - recession.limit
+    if end.status is not Status.OPTIMAL and not left <= GOOD_ENOUGH * unit:
+        return end
+    return end._replace(status=Status.NO_FINITE_OPTIMUM, proven=max(left, 0.0) / unit)
+
+
 def _settled(
     objective: Objective,
     model: _Model,
-    variables: np.ndarray,
-    here: Expansion,
+    end: _End,
     unit: float,
     smallest_scale: float,
     tol: float,
     limit: int,
 ) -> _End:
-    """An optimum; of several, one that does not depend on the start."""
+    """The end of a smooth loss; where there are several optima, one that does not depend on the start."""
     design = objective.design
-    end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
     if end.status is not Status.OPTIMAL or end.is_flat:
         return end
     flat = model.flat_at(end.here.hessian)[:, : design.n_columns]
@@ -469,12 +567,6 @@ def _first(
     if thin and not loss.estimates_scale:
         robust = model.feasible(robust_start()[:, objective.target])
         return robust, objective.expand(robust), unit
-    if isinstance(loss, CallableLoss) and not here.hessian.any():
-        raise ValueError(
-            f"loss={loss!r} has no curvature: its second derivative is 0 for all rows. Use AbsoluteError, "
-            "Quantile or EpsilonInsensitive of torchlinreg.losses for piecewise linear losses, which are "
-            "solved exactly."
-        )
     return variables, here, unit
 
 
@@ -535,6 +627,16 @@ class _Model:
             ),
             moves,
         )
+
+    def has_flattened(self, before: np.ndarray, after: np.ndarray) -> bool:
+        """Whether a Hessian has lost nearly all curvature of an earlier one in some direction."""
+        ridge = self.ridge if self.penalty is None else np.diag(self.penalty.l2)
+        moves = np.flatnonzero(self.moves)
+        inside = np.ix_(moves, moves)
+        unit = np.sqrt((before + ridge)[inside].diagonal())
+        unit = np.where(unit > 0, unit, 1.0)
+        total = (after + ridge)[inside] / unit[:, None] / unit
+        return not np.isfinite(total).all() or bool(np.linalg.eigvalsh(total)[:1] <= FLATTENED)
 
     def feasible(self, theta: np.ndarray) -> np.ndarray:
         """The nearest coordinates within the bounds."""
@@ -637,7 +739,7 @@ class _Model:
         damped = self._damped(hessian, here, damping)
         gradient = self.gradient(here, variables)
         if self.penalty is None:
-            goal = variables - _solve(damped, gradient)
+            goal = variables - solve_positive(damped, gradient, LEAST_DAMPING)
             goal = goal if self.bounds is None else _within(self.bounds, goal, damped)
             change = 0.0
         else:
@@ -666,14 +768,6 @@ def _within(bounds: MixedBounds, goal: np.ndarray, hessian: np.ndarray) -> np.nd
             bounds.mixing @ bounds.nearest(goal, np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T).coef
         )
     return bounds.mixing @ bounds.nearest(goal, np.triu(upper) * unit).coef
-
-
-def _solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    unit = np.sqrt(matrix.diagonal())
-    upper = cholesky(matrix / unit[:, None] / unit)
-    if upper is None:  # rounding of a singular matrix
-        return np.linalg.lstsq(matrix, right, rcond=LEAST_DAMPING)[0]
-    return solve_upper(upper, (right / unit)[:, None])[:, 0] / unit
 
 
 def _at_bounds_exactly(coef: np.ndarray, inside: np.ndarray, design: Design, penalty: Penalty) -> np.ndarray:
