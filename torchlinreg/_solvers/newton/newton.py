@@ -693,16 +693,19 @@ class _Model:
         """A bound on how far the objective at the point of an expansion is above its optimum."""
         variables = here.variables
         assert variables is not None
-        _, gain = self.minimum(here, variables, 0.0)
         gradient, hessian = self.gradient(here, variables), here.hessian + self.ridge
         root, pull = here.root, None
         if self.bounds is not None:  # the step balances what these hold
             gradient = np.zeros_like(gradient)
-        if self.penalty is not None:
+        if self.penalty is None:
+            _, gain = self.minimum(here, variables, 0.0)
+        else:
             if root is None:
                 damped = self._damped(hessian, here, 0.0)
                 found = minimum_about(variables, -here.gradient, damped, None, self.penalty)
-                gain = found.gain if found.converged else max(gain, found.gain)
+                gain = found.gain
+                if not found.converged:
+                    gain = max(gain, self.minimum(here, variables, 0.0)[1])
             else:
                 found = self._minimum_by_root(here, root, variables, self.penalty)
                 root = np.concatenate([root, np.diag(np.sqrt(self.penalty.l2))])
