@@ -774,8 +774,9 @@ class TorchLinearRegressor(
                 stacklevel=stacklevel,
             )
         if solution.status is Status.NEARLY_DEPENDENT:
+            rank = "" if solution.rank is None else f"Rank {solution.rank} of "
             warnings.warn(
-                f"Rank {solution.rank} of {len(solution.coef)} columns: {self.status_.message}",
+                f"{rank}{len(solution.coef)} columns: {self.status_.message}",
                 ConvergenceWarning,
                 stacklevel=stacklevel,
             )

@@ -78,7 +78,7 @@ class FitStatus:
         For losses, penalties and constraints beyond least squares and ridge, a bound on how far the objective
         is above its optimum, relative to the objective of the best constant prediction (of 0 without
         intercept), the largest of all targets: the duality gap or, for smooth losses, what the next Newton
-        step expects to gain. None for other fits.
+        step expects to gain and what rounding of rows and coefficients may hide. None for other fits.
 
     Examples
     --------

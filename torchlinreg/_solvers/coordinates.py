@@ -16,6 +16,7 @@ from torchlinreg._data.rows import Block, RowBlocks, Source, tensor_blocks
 from torchlinreg._linalg.gram import UpperGram
 from torchlinreg._objective.penalty import Penalty
 from torchlinreg._objective.problem import Problem
+from torchlinreg._objective.solution import Status
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
 from torchlinreg._solvers.null_space import MOST_WIDE_FEATURES, null_space
@@ -49,6 +50,16 @@ class Design:
     start: np.ndarray  # the least squares solution or zero; shape: (n_columns, n_targets)
     rank: int | None
     condition_number: float | None
+    spread: np.ndarray  # root mean squares of x about its center, about; shape: (n_features,)
+    is_nearly_dependent: bool = False  # up to rounding of the columns, which a basis leaves out
+
+    @cached_property
+    def amplification(self) -> np.ndarray:
+        """How much larger than a column of mean square 1 its terms are; shape (n_columns,)."""
+        inside = np.ones(self.n_columns - int(self.fit_intercept))
+        if self.transform.ndim > 1:
+            inside = np.maximum(self.spread @ np.abs(self.transform), 1.0)
+        return np.concatenate([np.ones(int(self.fit_intercept)), inside])
 
     @property
     def n_columns(self) -> int:
@@ -114,7 +125,13 @@ def design_of(problem: Problem, *, mixing_bounded: bool = False) -> Design:
         theta = geometry.inverse @ exact.coef
     if problem.fit_intercept:
         theta = np.concatenate([(exact.intercept + geometry.center @ exact.coef)[None], theta])
-    return replace(design, start=theta, rank=exact.rank, condition_number=exact.condition_number)
+    return replace(
+        design,
+        start=theta,
+        rank=exact.rank,
+        condition_number=exact.condition_number,
+        is_nearly_dependent=exact.status is Status.NEARLY_DEPENDENT,
+    )
 
 
 def _bounded(problem: Problem) -> Design:
@@ -143,8 +160,9 @@ def _bounded(problem: Problem) -> Design:
     if problem.fit_intercept:
         start = np.concatenate([(exact.intercept + geometry.center @ exact.coef)[None], start])
     bounds = MixedBounds.of(geometry.inverse, independent, null, penalty.lower, penalty.upper)
-    design = _design(problem, columns.center, transform, None, ridge)
-    return replace(design, start=start, bounds=bounds)
+    design = _design(problem, columns.center, columns.spread, transform, None, ridge)
+    nearly_dependent = exact.status is Status.NEARLY_DEPENDENT
+    return replace(design, start=start, bounds=bounds, is_nearly_dependent=nearly_dependent)
 
 
 def _standardised(problem: Problem) -> Design:
@@ -152,7 +170,7 @@ def _standardised(problem: Problem) -> Design:
     columns = problem.standardised
     penalty = problem.penalty.scaled(columns.unit)
     ridge = np.concatenate([np.zeros(int(problem.fit_intercept)), penalty.l2])
-    design = _design(problem, columns.center, 1 / columns.unit, penalty, ridge)
+    design = _design(problem, columns.center, columns.spread, 1 / columns.unit, penalty, ridge)
     gram = np.eye(design.n_columns)
     gram[design.features, design.features] = columns.gram - np.diag(columns.spread == 0)
     return replace(design, gram=gram)
@@ -165,11 +183,16 @@ def _orthonormal(problem: Problem, geometry: Geometry) -> Design:
     ridge = np.zeros((n_columns, n_columns))
     inside = slice(int(problem.fit_intercept), None)
     ridge[inside, inside] = (transform.T * problem.penalty.l2) @ transform
-    return _design(problem, geometry.center, transform, None, ridge)
+    return _design(problem, geometry.center, geometry.spread, transform, None, ridge)
 
 
 def _design(
-    problem: Problem, center: np.ndarray, transform: np.ndarray, penalty: Penalty | None, ridge: np.ndarray
+    problem: Problem,
+    center: np.ndarray,
+    spread: np.ndarray,
+    transform: np.ndarray,
+    penalty: Penalty | None,
+    ridge: np.ndarray,
 ) -> Design:
     blocks = problem.blocks.weighted_rows()
     return Design(
@@ -185,6 +208,7 @@ def _design(
         start=np.zeros((len(ridge), blocks.n_targets)),
         rank=None,
         condition_number=None,
+        spread=spread,
     )
 
 

@@ -138,3 +138,13 @@ def test_least_norm_across_units(unit, fit_intercept):
     np.testing.assert_allclose(reg.coef_[:5], expected, rtol=1e-10)
     assert abs(reg.coef_[5] * unit) <= max(1.0, 4 * unit)
     assert not reg.coef_[6:].any()
+
+
+def test_columns_chosen_in_vain_leave_room_for_others():
+    """Powers of 7 years have rank 6 about their means: of 5 columns, a fifth of the variance was left."""
+    x = np.linspace(1990, 2020, 7)
+    y = np.array([-1.0, -4.0, -2.0, 4.0, 0.0, 4.0, -4.0])
+    X = x[:, None] ** np.arange(1, 16)
+    reg = TorchLinearRegressor(solver="dual").fit(X, y)
+    assert reg.rank_ == 6  # all that 7 rows allow: the polynomial of degree 6 meets every one
+    assert reg.score(X, y) > 0.98

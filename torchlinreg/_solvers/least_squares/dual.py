@@ -48,6 +48,8 @@ MAX_ROWS = 50_000
 # Coefficients may be smaller than the terms of ``X.T a`` by the square of the condition number times the
 # ratio of the rows' norms. Up to this amplification of rounding, products to 2^-70 leave all digits.
 MILD = 2.0**14
+# Where columns that were chosen turn out to depend on each other, the choice is made anew among so many.
+MOST_COLUMNS = 1000
 # A change by less than this share of the whole, amplified, is known well enough in float64.
 SMALL_CHANGE = 2.0**-10
 
@@ -363,6 +365,8 @@ def _solve_by_columns(problem: Problem, blocks: RowBlocks, tol: float) -> Soluti
 
     of_targets = fit(blocks.y)
     dependent_among_chosen = of_targets.null.own  # exact arithmetic knows better
+    if len(dependent_among_chosen) and blocks.n_features <= MOST_COLUMNS:
+        return solve_exact(problem, tol, None)  # which may find others in their place
     chosen = np.delete(chosen, dependent_among_chosen)
     if len(dependent_among_chosen):
         of_targets = fit(blocks.y)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import block_diag
 
 from torchlinreg._data.rows import Block
 from torchlinreg._moments.moments import symmetric
@@ -31,6 +34,8 @@ class Expansion(NamedTuple):
     hessian: np.ndarray  # shape: (n_variables, n_variables)
     variables: np.ndarray | None = None  # the point; None stands for one of curvature 1 in all rows
     gram: np.ndarray | None = None  # mean of the columns' products times the curvature, at a scale of 1
+    root: np.ndarray | None = None  # of the Hessian, by QR decompositions, where its products are too rounded
+    metric: np.ndarray | None = None  # with it, a root of the columns' own mean products
 
     @property
     def is_finite(self) -> bool:
@@ -65,9 +70,49 @@ class Objective:
     design: Design
     loss: Loss
     target: int
+    decomposes: bool = False  # rows, for a root of the Hessian: two passes in place of one
 
     def expand(self, variables: np.ndarray, near: Expansion | None = None) -> Expansion:
-        """Value, gradient and Hessian; one pass over the rows.
+        """Value, gradient and Hessian; one pass over the rows, and another for a root."""
+        here = self._expand(variables, near)
+        if not (self.decomposes and here.is_finite):
+            return here
+        metric = self.root_of_columns
+        if self.loss.estimates_scale:
+            metric = block_diag(metric, np.ones((1, 1)))
+        return here._replace(root=self._root(variables), metric=metric)
+
+    def _root(self, variables: np.ndarray) -> np.ndarray:
+        """Of the Hessian: the triangular factor of the rows, each times the root of its curvature."""
+        thetas, scales = self._points(variables, None)
+
+        def of(block: Block) -> torch.Tensor:
+            assert block.X is not None
+            there = self._derivatives(block, block.X @ thetas[0], scales[0])
+            columns = [block.X, -there.residual[:, None]] if self.loss.estimates_scale else [block.X]
+            return torch.linalg.qr(torch.cat(columns, dim=1) * there.second.sqrt()[:, None], mode="r").R
+
+        return self._merged_root(of) / np.sqrt(scales[0])
+
+    @cached_property
+    def root_of_columns(self) -> np.ndarray:
+        """The triangular factor of the rows."""
+
+        def of(block: Block) -> torch.Tensor:
+            assert block.X is not None
+            rows = block.X if block.weight is None else block.X * block.weight.sqrt()[:, None]
+            return torch.linalg.qr(rows, mode="r").R
+
+        return self._merged_root(of)
+
+    def _merged_root(self, of: Callable[[Block], torch.Tensor]) -> np.ndarray:
+        blocks = self.design.blocks
+        total = blocks.n_samples if blocks.weight is None else float(blocks.weight.sum())
+        root = blocks.map_reduce(of, _merged_roots, dense=True).cpu().numpy()
+        return np.asarray(root / np.sqrt(total))
+
+    def _expand(self, variables: np.ndarray, near: Expansion | None) -> Expansion:
+        """Value, gradient and Hessian.
 
         Where the curvature takes few values, only rows are multiplied whose curvature is another one than at
         the point of `near`; without that than 1, whose products come with the design.
@@ -111,7 +156,7 @@ class Objective:
         if near is not None and near.gram is not None:
             gram += near.gram
             if (gram.diagonal() < CANCELLED * near.gram.diagonal()).any():
-                return self.expand(variables, NOTHING_NEAR)
+                return self._expand(variables, NOTHING_NEAR)
         gradient, border = total[n_columns, :n_columns].numpy(), -total[n_columns + 1, :n_columns].numpy()
         value, by_scale, bend = total[n_columns + 2 :, 0].tolist()
         if not has_scale:
@@ -181,6 +226,11 @@ class Objective:
         """Predictions and targets."""
         target = block.y[:, self.target]
         return (prediction, target) if scale == 1 else (prediction / scale, target / scale)
+
+
+def _merged_roots(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The triangular factor of the rows of both."""
+    return torch.linalg.qr(torch.cat([a, b]), mode="r").R
 
 
 def _gram_of_change(rows: torch.Tensor, change: torch.Tensor) -> torch.Tensor:

@@ -24,14 +24,18 @@ from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
 from torchlinreg._solvers.coordinates import Design, design_of
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
+from torchlinreg._solvers.newton.certificate import Rounding, gap_bound, steepest
 from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
 from torchlinreg._solvers.penalised.nearest import MixedBounds
-from torchlinreg._solvers.penalised.quadratic import minimise_quadratic
+from torchlinreg._solvers.penalised.quadratic import Descent, minimise_quadratic, minimum_about
+from torchlinreg._solvers.penalised.units import rounding_of_model
 from torchlinreg._solvers.proximal_newton.by_rows import ByRows
 from torchlinreg._solvers.proximal_newton.recession import Fall, Recession
 from torchlinreg.losses import AbsoluteError, CallableLoss, Loss, check_convex, is_known
 
 DEFAULT_MAX_ITER = 200
+# Most problems take less than 20; more are a sign of products that tell no columns apart.
+PLAIN_ITERATIONS = 50
 # A smooth loss usually takes less; the probe for kinks costs as much as a few steps of 1000 rows.
 UNPROBED_STEPS = 12
 # Of the curvature: keeps a singular matrix solvable, and is too small to slow a step down.
@@ -52,6 +56,7 @@ NEXT_TO_NOTHING, MOST_BEND = 1e-6, 1.5
 # Near the optimum each step must gain this many times less than any before; where so many in a row do not,
 # rounding has taken over.
 LEAST_GAIN, PATIENCE = 4.0, 3
+STALLED = 1e-15
 # A scale below this share of the typical spread of y is that of a perfect fit of many rows; so is one below
 # the rounding of y or, where most of y is 0, this share of the largest.
 NO_SCALE, EPS, NO_SCALE_AT_ALL = 1e-13, 4 * 2.0**-53, 1e-30
@@ -69,6 +74,12 @@ PULL_STAGES = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 0.0)
 THIN, ROBUST_TOL = 0.05, 1e-6
 # Typical targets are found from about so many rows.
 MEDIAN_ROWS = 50_000
+# Columns whose terms are up to so many times as large as they are have coordinates of enough digits.
+ACCURATE = 1e6
+# Residuals so large are far off in units of the slope there; differences below this share are nothing.
+FAR, NOTHING = 1e3, 1e-13
+# Norms of combinations of columns below this share of theirs are rounding.
+UNRESOLVED = 1e-15
 # Rows at which a loss of the user's is probed for convexity.
 PROBED_ROWS = 64
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
@@ -90,20 +101,26 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     smallest_scale = [_smallest_scale(y) for y in design.blocks.y.T]
     design = design.about(shift)
     robust_start = cache(lambda: _absolute_error_fit(problem, design, shift))
+    limit = DEFAULT_MAX_ITER if max_iter is None else max(1, max_iter)
     by_rows = None
     if not (is_known(problem.loss) or problem.loss.estimates_scale):
         by_rows = ByRows(problem, design, shift)
+    objectives = [Objective(design, problem.loss, target) for target in range(design.blocks.n_targets)]
     ends = [
-        _solve_target(
-            Objective(design, problem.loss, target),
-            by_rows,
-            robust_start,
-            smallest_scale[target],
-            tol,
-            max_iter,
-        )
-        for target in range(design.blocks.n_targets)
+        _solve_target(each, by_rows, robust_start, smallest, tol, max_iter)
+        for each, smallest in zip(objectives, smallest_scale, strict=True)
     ]
+    absolute = None
+    if any(end.is_flat or _is_far_off(end, problem.loss) for end in ends):
+        absolute = _without_scale(problem, tol, max_iter)
+        start = design.coordinates_of(absolute.coef, absolute.intercept - shift)
+        for target, end in enumerate(ends):
+            if end.is_flat:
+                ends[target] = _with_scale(
+                    objectives[target], start[:, target], end, smallest_scale[target], tol, limit
+                )
+            elif _is_far_off(end, problem.loss):
+                ends[target] = end._replace(is_flat=True, gap=np.inf)
     theta = np.stack([end.variables[: design.n_columns] for end in ends], axis=1)
     theta[: int(problem.fit_intercept)] += shift
     coef, intercept = design.in_users_units(theta)
@@ -111,18 +128,38 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     if design.bounds is not None and design.fit_intercept:
         intercept = theta[0] - design.center @ coef
     scale = np.array([end.variables[-1] for end in ends]) if problem.loss.estimates_scale else None
-    flat = [target for target, end in enumerate(ends) if end.is_flat]
-    if flat:
-        absolute = _without_scale(problem, tol, max_iter)
-        assert scale is not None
-        coef[:, flat], intercept[flat], scale[flat] = absolute.coef[:, flat], absolute.intercept[flat], 0.0
-        for target in flat:
-            ends[target] = ends[target]._replace(
-                status=absolute.status,
-                optimality=absolute.optimality or 0.0,
-                n_iter=ends[target].n_iter + absolute.n_iter,
+    moved = rounding_of_model(design.center, design.spread, coef, intercept)
+    if design.bounds is not None:
+        moved = moved + np.linalg.norm(design.bounds.mixing @ coef - theta[design.features], axis=0)
+    statuses, optimality, n_iter = [], 0.0, 0
+    for target, end in enumerate(ends):
+        status, n_steps = end.status, end.n_iter
+        if end.is_flat:
+            assert absolute is not None
+            coef[:, target], intercept[target] = absolute.coef[:, target], absolute.intercept[target]
+            if scale is not None:
+                scale[target] = 0.0
+            status, n_steps = absolute.status, n_steps + absolute.n_iter
+            moved = rounding_of_model(design.center, design.spread, coef, intercept)
+            smallest = smallest_scale[target]
+            gap, least = (
+                _gap_without_scale(objectives[target], absolute, by, smallest, end.gap) / end.unit
+                for by in (moved[target], 0.0)
             )
-    unfinished = [end.status for end in ends if end.status is not Status.OPTIMAL]
+            reached = status is not Status.OPTIMAL or least <= GOOD_ENOUGH
+        else:
+            gap = end.relative_gap(moved[target])
+            # No solver could hand back less rounded coefficients.
+            reached = end.relative_gap(0.0) <= GOOD_ENOUGH
+        if status is Status.OPTIMAL and not reached:
+            status = Status.STUCK
+        if status is Status.STUCK and not design.amplification.max() <= ACCURATE:
+            status = Status.NEARLY_DEPENDENT
+        if status is Status.OPTIMAL and design.is_nearly_dependent:
+            status = Status.NEARLY_DEPENDENT
+        statuses.append(status)
+        optimality, n_iter = max(optimality, gap), max(n_iter, n_steps)
+    unfinished = [status for status in statuses if status is not Status.OPTIMAL]
     return Solution(
         coef=coef,
         intercept=intercept,
@@ -130,9 +167,9 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         condition_number=design.condition_number,
         solver="newton",
         status=unfinished[0] if unfinished else Status.OPTIMAL,
-        n_iter=max(end.n_iter for end in ends),
+        n_iter=n_iter,
         error=0.0,
-        optimality=max(end.optimality for end in ends),
+        optimality=float(optimality),
         scale=scale,
     )
 
@@ -146,13 +183,71 @@ def _without_scale(problem: Problem, tol: float, max_iter: int | None) -> Soluti
     return solve_interior_point(replace(problem, loss=AbsoluteError(), penalty=lighter), tol, max_iter)
 
 
+def _gap_without_scale(
+    objective: Objective, absolute: Solution, moved: float, smallest_scale: float, most: float
+) -> float:
+    """The gap of the limit: that of the absolute error, and what the scale and rounding may add."""
+    design, loss = objective.design, objective.loss
+    y = design.blocks.y[:, objective.target]
+    size = float(design.share @ y.abs())
+    below = smallest_scale if loss.estimates_scale else _below_its_lines(loss)
+    gap = steepest(loss) * ((absolute.optimality or 0.0) + EPS) * size + below
+    return min(gap, most) + steepest(loss) * moved
+
+
+def _below_its_lines(loss: Loss) -> float:
+    """By how much a loss is less than the absolute residual times its slope far off, at most."""
+    far = torch.full((1,), FAR * (1 + steepest(loss)), dtype=torch.float64, device="cpu")
+    return float(steepest(loss) * far - loss.value(far, torch.zeros_like(far)))
+
+
+def _is_far_off(end: _End, loss: Loss) -> bool:
+    """Whether all but rounding of the objective is that of the lines far off, and nothing else was found."""
+    if loss.estimates_scale or not is_known(loss) or not steepest(loss) < np.inf:
+        return False
+    used_up = end.status is Status.ITERATIONS_USED and end.n_iter < DEFAULT_MAX_ITER
+    found = end.relative_gap(0.0) <= GOOD_ENOUGH
+    return not (used_up or found) and _below_its_lines(loss) <= NOTHING * end.unit
+
+
+def _with_scale(
+    objective: Objective, theta: np.ndarray, flat: _End, smallest_scale: float, tol: float, limit: int
+) -> _End:
+    """From the least absolute error on, to an optimum at a small scale, if there is one."""
+    residual = objective.predict(theta) - objective.design.blocks.y[:, objective.target]
+    scale = float(objective.design.share @ residual.abs())
+    model = _Model.of(objective.design, has_scale=True)
+    value = steepest(objective.loss) * scale + model.penalty_of(np.append(theta, 0.0))
+    flat = flat._replace(gap=value)  # no objective is below 0
+    if not scale > smallest_scale or flat.n_iter >= limit:
+        return flat
+    variables = np.append(model.feasible(theta), scale)
+    here = objective.expand(variables)
+    end = _descend(objective, model, variables, here, flat.unit, smallest_scale, tol, limit - flat.n_iter)
+    end = _certified(objective, model, end._replace(n_iter=flat.n_iter + end.n_iter, unit=flat.unit))
+    if end.is_flat:
+        return end._replace(gap=value)
+    return end if end.here.value + model.penalty_of(end.variables) < value else flat
+
+
 class _End(NamedTuple):
     variables: np.ndarray
-    optimality: float
+    here: Expansion  # there or, where that is known to gain, at the point before
     status: Status
     n_iter: int
-    hessian: np.ndarray  # of the loss
+    unit: float = 1.0  # the objective of a constant
+    gap: float = np.inf  # of the objective, with no rounding of what is handed back
+    rounding: Rounding | None = None
     is_flat: bool = False  # the scale is 0
+    proven: float | None = None  # the relative gap, where the rows of a user's loss tell it
+    is_settled: bool = True  # of several optima, it is the one that does not depend on the start
+
+    def relative_gap(self, predictions: float) -> float:
+        """The relative gap, for coefficients that round predictions by so much."""
+        if self.proven is not None:
+            return self.proven
+        assert self.rounding is not None
+        return self.rounding.with_model(self.gap, predictions) / self.unit
 
 
 def _absolute_error_fit(problem: Problem, design: Design, shift: np.ndarray) -> np.ndarray:
@@ -182,11 +277,10 @@ def _solve_target(
     variables, here, unit = _first(objective, model, robust_start)
     first = here
     if by_rows is None:
-        end = _descend(objective, model, variables, here, unit, smallest_scale, tol, limit)
-        return _settled(objective, model, end, unit, smallest_scale, tol, limit)
+        return _solve_known(objective, model, variables, here, unit, smallest_scale, tol, limit)
     # Nothing is known of a loss of the user's. Where it is smooth, a few steps end; where they do not, the
     # rows are searched for kinks, and they say how far the end is from the optimum.
-    end = _End(variables, np.inf, Status.ITERATIONS_USED, 0, here.hessian)
+    end = _End(variables, here, Status.ITERATIONS_USED, 0, unit)
     if here.hessian.any():
         few = min((limit + 1) // 2, UNPROBED_STEPS)
         end = _descend(objective, model, variables, here, unit, smallest_scale, tol, few)
@@ -196,7 +290,7 @@ def _solve_target(
         if unclear:
             here, before = objective.expand(end.variables), end.n_iter
             end = _descend(objective, model, end.variables, here, unit, smallest_scale, tol, limit - before)
-            end = end._replace(n_iter=before + end.n_iter)
+            end = end._replace(n_iter=before + end.n_iter, unit=unit)
             # Slopes may have underflowed to 0 by now, where before they were seen to stay.
             recession = _recession(objective, model, by_rows, variables, first, end) or recession
         if recession is None:
@@ -210,13 +304,54 @@ def _solve_target(
             gap <= CLOSE * unit or not by_rows.have_kinks(objective.target)
         )
         if end.status is Status.ITERATIONS_USED or close:
-            return end._replace(optimality=gap / unit)
+            return end._replace(proven=gap / unit, unit=unit)
     rest = None if max_iter is None else limit - end.n_iter
     found = by_rows.solved(objective.target, end.variables, tol**2, rest)
-    end = _End(found.theta, found.gap / unit, found.status, end.n_iter + found.n_iter, end.hessian)
+    n_iter = end.n_iter + found.n_iter
+    end = _End(found.theta, end.here, found.status, n_iter, unit, proven=found.gap / unit)
     if recession is None or end.status is Status.OPTIMAL:
         return end
     return _without_optimum(objective, model, end, recession, unit)
+
+
+def _solve_known(
+    objective: Objective,
+    model: _Model,
+    variables: np.ndarray,
+    here: Expansion,
+    unit: float,
+    smallest_scale: float,
+    tol: float,
+    limit: int,
+) -> _End:
+    """The end of a loss of the library's, with a bound."""
+    plain = limit if model.penalty is None else min(limit, PLAIN_ITERATIONS)
+    end = _descend(objective, model, variables, here, unit, smallest_scale, tol, plain)
+    end = _settled(objective, model, end, unit, smallest_scale, tol, plain)
+    end = _certified(objective, model, end._replace(unit=unit))
+    if end.gap <= GOOD_ENOUGH * unit or end.is_flat or model.penalty is None or end.n_iter >= limit:
+        return end
+    # Products of columns that nearly depend on each other are no guide, but a decomposition of the rows is.
+    objective = replace(objective, decomposes=True)
+    here = objective.expand(end.variables)
+    again = _descend(objective, model, end.variables, here, unit, smallest_scale, tol, limit - end.n_iter)
+    again = _certified(objective, model, again._replace(n_iter=end.n_iter + again.n_iter, unit=unit))
+    return again if again.gap < end.gap or again.is_flat or end.status is Status.ITERATIONS_USED else end
+
+
+def _certified(objective: Objective, model: _Model, end: _End) -> _End:
+    """With a bound of the gap at the end."""
+    if end.is_flat:
+        return end
+    here = end.here if end.here.variables is not None else objective.expand(end.variables)
+    assert here.variables is not None
+    rounding = Rounding.of(objective, here.variables, here.value)
+    gap = model.gap(here, objective, rounding)
+    if is_known(objective.loss):  # of which no objective is below 0
+        gap = min(gap, here.value + model.penalty_of(here.variables))
+    reached = end.status is Status.ITERATIONS_USED and end.is_settled and gap <= GOOD_ENOUGH * end.unit
+    status = Status.OPTIMAL if reached else end.status
+    return end._replace(here=here, gap=gap, rounding=rounding, status=status)
 
 
 def _recession(
@@ -229,7 +364,7 @@ def _recession(
     ValueError
         There is no finite infimum.
     """
-    if not model.has_flattened(first.hessian, end.hessian):
+    if not model.has_flattened(first.hessian, end.here.hessian):
         return None
     found = by_rows.recession(objective.target, end.variables, start)
     if found is not None and found.fall is Fall.FOR_EVER:
@@ -249,7 +384,7 @@ def _without_optimum(
     left = objective.value(end.variables) + model.penalty_of(end.variables) - recession.limit
     if end.status is not Status.OPTIMAL and not left <= GOOD_ENOUGH * unit:
         return end
-    return end._replace(status=Status.NO_FINITE_OPTIMUM, optimality=max(left, 0.0) / unit)
+    return end._replace(status=Status.NO_FINITE_OPTIMUM, proven=max(left, 0.0) / unit)
 
 
 def _settled(
@@ -265,7 +400,7 @@ def _settled(
     design = objective.design
     if end.status is not Status.OPTIMAL or end.is_flat:
         return end
-    flat = model.flat_at(end.hessian)[:, : design.n_columns]
+    flat = model.flat_at(end.here.hessian)[:, : design.n_columns]
     if len(flat) == 0:
         return end
     flat = np.linalg.qr(flat.T)[0].T
@@ -280,7 +415,7 @@ def _settled(
     rest = design.blocks.y[:, objective.target] - (float(toward[0]) if design.fit_intercept else 0.0)
     spread = float(design.share @ rest.square())
     pull = PULL * min(size / max(float(away @ away), TINY), unit / max(spread, TINY))
-    if pull <= FLAT * float(end.hessian.diagonal().max()):
+    if pull <= FLAT * float(end.here.hessian.diagonal().max()):
         return end  # coordinates so large that a ridge would do more than to decide
     found = end
     for stage in PULL_STAGES:
@@ -290,14 +425,15 @@ def _settled(
         here = objective.expand(found.variables)
         n_left = limit - found.n_iter
         if n_left <= 0:
-            return end._replace(status=Status.ITERATIONS_USED, n_iter=found.n_iter)
+            return end._replace(status=Status.ITERATIONS_USED, n_iter=found.n_iter, is_settled=False)
         again = _descend(objective, pulled, found.variables, here, unit, smallest_scale, tol, n_left)
         if again.status is Status.ITERATIONS_USED:
-            return end._replace(status=again.status, n_iter=found.n_iter + again.n_iter)
+            n_iter = found.n_iter + again.n_iter
+            return end._replace(status=again.status, n_iter=n_iter, is_settled=False)
         if again.status is not Status.OPTIMAL:
             return end
         found = again._replace(n_iter=found.n_iter + again.n_iter)
-    return found
+    return found._replace(here=objective.expand(found.variables))
 
 
 def _descend(
@@ -313,11 +449,11 @@ def _descend(
     """Newton steps from `variables`, where the expansion is `here`, to the optimum."""
     has_scale = objective.loss.estimates_scale
     typical = float(_sampled(objective.design.blocks.y[:, objective.target]).abs().median())
-    damping, first_damping, waited = 0.0, np.inf, 0
+    damping, first_damping, waited, stalled = 0.0, np.inf, 0, 0
     last_gain = least_gain = np.inf
     for n_iter in range(1, limit + 1):
         if has_scale and variables[-1] <= smallest_scale:
-            return _End(variables, 0.0, Status.OPTIMAL, n_iter, here.hessian, is_flat=True)
+            return _End(variables, here, Status.OPTIMAL, n_iter, is_flat=True)
         goal, gain = model.minimum(here, variables, damping)
         before = here.value + model.penalty_of(variables)
         bent = float(variables @ here.hessian @ variables)
@@ -325,10 +461,12 @@ def _descend(
         close = damping == 0 and gain <= ROUNDING * (min(abs(before), bent) or abs(before))
         waited = waited + 1 if close and gain * LEAST_GAIN > least_gain else 0
         enough = tol**2 * min(unit, bent)
-        if gain <= enough * (damping == 0) or waited == PATIENCE:
-            return _End(variables, gain / unit, Status.OPTIMAL, n_iter, here.hessian)
+        # Of columns that nearly depend on each other rounding of gradients alone promises that much.
+        stalled += here.root is not None and gain <= STALLED * unit
+        if gain <= enough * (damping == 0) or waited == PATIENCE or stalled == PATIENCE:
+            return _End(variables, here, Status.OPTIMAL, n_iter)
         if close and gain * gain <= enough * last_gain < np.inf:  # convergence is quadratic
-            return _End(goal, gain / last_gain * gain / unit, Status.OPTIMAL, n_iter, here.hessian)
+            return _End(goal, here, Status.OPTIMAL, n_iter)
         trial = goal if not has_scale else _with_positive_scale(variables, goal)
         there = objective.expand(trial, here)
         fall = _fall(here, there, trial - variables, gain)
@@ -350,11 +488,10 @@ def _descend(
             damping *= DAMPING_FACTOR
             if damping > LARGEST_DAMPING * first_damping:
                 break
-    optimality = model.minimum(here, variables, 0.0)[1] / unit
-    if optimality <= GOOD_ENOUGH:
-        return _End(variables, optimality, Status.OPTIMAL, n_iter, here.hessian)
+    if model.minimum(here, variables, 0.0)[1] <= GOOD_ENOUGH * unit:
+        return _End(variables, here, Status.OPTIMAL, n_iter)
     status = Status.STUCK if damping > LARGEST_DAMPING * first_damping else Status.ITERATIONS_USED
-    return _End(variables, optimality, status, n_iter, here.hessian)
+    return _End(variables, here, status, n_iter)
 
 
 def _fall(here: Expansion, there: Expansion, step: np.ndarray, expected: float) -> float:
@@ -544,18 +681,65 @@ class _Model:
         """Of the loss and the ridge; the other penalties have none."""
         return here.gradient + self.ridge @ variables + self.pull * self._away(variables)
 
-    def minimum(self, here: Expansion, variables: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
-        """Where the model about `variables` is least, and by how much it falls until there."""
+    def hessian(self, here: Expansion) -> np.ndarray:
+        """Of the loss and all that is quadratic of the model but the penalty."""
         hessian = here.hessian + self.ridge
         if self.pull and self.pulled is not None:
-            hessian = hessian.copy()
             inside = slice(0, self.pulled.shape[1])
             hessian[inside, inside] += self.pull * (self.pulled.T @ self.pulled)
+        return hessian
+
+    def gap(self, here: Expansion, objective: Objective, rounding: Rounding) -> float:
+        """A bound on how far the objective at the point of an expansion is above its optimum."""
+        variables = here.variables
+        assert variables is not None
+        gradient, hessian = self.gradient(here, variables), here.hessian + self.ridge
+        root, pull = here.root, None
+        if self.bounds is not None:  # the step balances what these hold
+            gradient = np.zeros_like(gradient)
+        if self.penalty is None:
+            _, gain = self.minimum(here, variables, 0.0)
+        else:
+            if root is None:
+                damped = self._damped(hessian, here, 0.0)
+                found = minimum_about(variables, -here.gradient, damped, None, self.penalty)
+                gain = found.gain
+                if not found.converged:
+                    gain = max(gain, self.minimum(here, variables, 0.0)[1])
+            else:
+                found = self._minimum_by_root(here, root, variables, self.penalty)
+                root = np.concatenate([root, np.diag(np.sqrt(self.penalty.l2))])
+                gain = found.gain if found.converged else np.inf
+            pull, gradient = found.pull, np.maximum(found.pull, 0.0)
+            hessian = hessian + np.diag(self.penalty.l2)
+        return gap_bound(objective, variables, rounding, hessian, gradient, gain, pull, root, self.moves)
+
+    def _damped(self, hessian: np.ndarray, here: Expansion, damping: float) -> np.ndarray:
         # Relative to each coordinate: a ridge may be 1e12 times as large for one of them.
         own = np.maximum(
             hessian.diagonal(), LEAST_DAMPING * float(here.hessian.diagonal().max(initial=0.0)) or 1.0
         )
-        damped = hessian + np.diag(damping + LEAST_DAMPING * own)
+        return hessian + np.diag(damping + LEAST_DAMPING * own)
+
+    def _minimum_by_root(
+        self, here: Expansion, root: np.ndarray, variables: np.ndarray, penalty: Penalty, damping: float = 0.0
+    ) -> Descent:
+        """Of the model; damping is relative to the columns, whatever the units of their combinations."""
+        rows, hessian = [root, np.diag(np.sqrt(penalty.l2))], here.hessian
+        if damping > 0 and here.metric is not None:
+            rows.append(np.sqrt(damping) * here.metric)
+            hessian = hessian + damping * (here.metric.T @ here.metric)
+        both = np.concatenate(rows)
+        return minimum_about(variables, -here.gradient, hessian, both, penalty, unresolved=UNRESOLVED)
+
+    def minimum(self, here: Expansion, variables: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
+        """Where the model about `variables` is least, and by how much it falls until there."""
+        if here.root is not None and self.penalty is not None:
+            found = self._minimum_by_root(here, here.root, variables, self.penalty, damping)
+            moved = here.metric @ found.step if here.metric is not None else found.step
+            return found.goal, found.gain + damping / 2 * float(moved @ moved)
+        hessian = self.hessian(here)
+        damped = self._damped(hessian, here, damping)
         gradient = self.gradient(here, variables)
         if self.penalty is None:
             goal = variables - solve_positive(damped, gradient, LEAST_DAMPING)
