@@ -26,6 +26,7 @@ from torchlinreg._solvers.coordinates import Design, design_of
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.newton.certificate import Rounding, gap_bound, steepest
 from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
+from torchlinreg._solvers.newton.tubes import are_decided_in_tubes, shortest_in_tubes
 from torchlinreg._solvers.penalised.nearest import MixedBounds
 from torchlinreg._solvers.penalised.quadratic import Descent, minimise_quadratic, minimum_about
 from torchlinreg._solvers.penalised.units import rounding_of_model
@@ -105,7 +106,10 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     by_rows = None
     if not (is_known(problem.loss) or problem.loss.estimates_scale):
         by_rows = ByRows(problem, design, shift)
-    objectives = [Objective(design, problem.loss, target) for target in range(design.blocks.n_targets)]
+    settles = not are_decided_in_tubes(problem)
+    objectives = [
+        Objective(design, problem.loss, target, settles=settles) for target in range(design.blocks.n_targets)
+    ]
     ends = [
         _solve_target(each, by_rows, robust_start, smallest, tol, max_iter)
         for each, smallest in zip(objectives, smallest_scale, strict=True)
@@ -160,7 +164,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         statuses.append(status)
         optimality, n_iter = max(optimality, gap), max(n_iter, n_steps)
     unfinished = [status for status in statuses if status is not Status.OPTIMAL]
-    return Solution(
+    solution = Solution(
         coef=coef,
         intercept=intercept,
         rank=design.rank,
@@ -172,6 +176,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         optimality=float(optimality),
         scale=scale,
     )
+    return solution if settles else shortest_in_tubes(problem, solution, tol)
 
 
 def _without_scale(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -398,7 +403,7 @@ def _settled(
 ) -> _End:
     """The end of a smooth loss; where there are several optima, one that does not depend on the start."""
     design = objective.design
-    if end.status is not Status.OPTIMAL or end.is_flat:
+    if end.status is not Status.OPTIMAL or end.is_flat or not objective.settles:
         return end
     flat = model.flat_at(end.here.hessian)[:, : design.n_columns]
     if len(flat) == 0:
