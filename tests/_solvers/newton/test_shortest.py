@@ -104,7 +104,7 @@ class Optima:
             assert np.linalg.norm(found[: self.p]) <= np.linalg.norm(best[: self.p]) + 1e-7
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(11)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("constraints", CONSTRAINTS, ids=repr)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
@@ -112,7 +112,7 @@ def test_coefficients_are_the_shortest_of_all_optima(seed, constraints, loss):
     Optima(seed, loss, constraints).assert_shortest()
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(11)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("parameters", [*CONSTRAINTS, *PENALTIES], ids=repr)
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
