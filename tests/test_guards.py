@@ -40,6 +40,17 @@ def test_claims_hold_for_each_target(seed):
     assert judge(trial).outcome == "kept"
 
 
+OF_SEVERAL_OPTIMA = [505, 700081, 700276, 800259, 910308, 910311, 920170, 3000013, 3000110, 3003871]
+
+
+@pytest.mark.parametrize("seed", [*OF_SEVERAL_OPTIMA, 3003404, 3103048, 3103222])
+def test_one_of_several_optima_is_taken_whatever_the_rows(seed):
+    """The last three ended above the optimum or at another for copies: faces of what was no optimum."""
+    trial = make_trial(seed)
+    for verdict in (judge(trial), judge_laws(trial)):
+        assert not verdict.is_broken, f"{trial}: {verdict}"
+
+
 PENALTIES = {
     "none": {},
     "ridge": {"alpha": 0.1},

@@ -73,7 +73,7 @@ ORDER = [
     "torchlinreg._solvers.proximal_newton",
     "torchlinreg._solvers.newton.mean_loss",
     "torchlinreg._solvers.newton.certificate",
-    "torchlinreg._solvers.newton.tubes",
+    "torchlinreg._solvers.newton.shortest",
     "torchlinreg._solvers.newton.newton",
     "torchlinreg._solvers.newton",
     "torchlinreg._solvers.penalised.active_set",

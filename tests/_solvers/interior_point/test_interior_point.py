@@ -451,3 +451,23 @@ def test_too_few_steps_are_told_and_the_gap_is_a_bound(max_iter, penalty):
     assert found.n_iter <= max_iter
     excess = case.objective(found) - case.objective(best)
     assert 0 < excess <= found.optimality * case.level * (1 + 1e-9)
+
+
+WEIGHTS = {
+    "two sizes": lambda n, rng: np.where(np.arange(n) % 2, 1.0, 1e-7),
+    "halving": lambda n, rng: 0.5 ** (np.arange(n)[::-1] / 30),
+    "any": lambda n, rng: 10.0 ** rng.uniform(-12, 0, n),
+}
+
+
+@pytest.mark.parametrize("penalty", [{"alpha": 0.01}, {"alpha": 1.0}, {"alpha": 0.01, "l1_ratio": 0.5}])
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("n", [50, 1000])
+def test_rows_of_little_weight_do_not_stop_a_ridge(n, kind, penalty):
+    """The dual of the problem bounds its optimum from below; a row without weight changes nothing."""
+    rng = np.random.default_rng(0)
+    X, y, weight = rng.standard_normal((n, 3)), 3 * rng.standard_normal(n), WEIGHTS[kind](n, rng)
+    case = Case(X, y, Quantile(0.9), weight, **penalty)
+    found = case.solve()
+    assert found.status is Status.OPTIMAL
+    assert_optimal(case, found)

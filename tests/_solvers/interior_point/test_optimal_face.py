@@ -3,7 +3,9 @@
 The truth is a quadratic program of SciPy's SLSQP among the optima that HiGHS finds.
 """
 
+from fractions import Fraction
 from functools import cached_property
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -145,3 +147,37 @@ def test_of_equally_short_optima_the_intercept_nearest_to_the_median():
     assert (found.coef_[0], found.intercept_) == (0.0, 1.5)
     ridge = TorchLinearRegressor(loss=EpsilonInsensitive(2.0), alpha=0.1).fit(X, y)
     np.testing.assert_allclose([ridge.coef_[0], ridge.intercept_], [0.0, 1.5], atol=1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e9])
+def test_claims_count_the_rounding_of_what_is_handed_back(offset):
+    """In exact arithmetic; a line of least absolute error goes through two of the rows."""
+    rng = np.random.default_rng(0)
+    x = offset + np.arange(8.0)
+    y = offset * 0.1 + rng.standard_normal(8)
+    found = TorchLinearRegressor(loss="absolute_error").fit(x[:, None], y)
+    rows = [(Fraction(a), Fraction(b)) for a, b in zip(x, y, strict=True)]
+
+    def loss(coef, intercept):
+        return sum(abs(coef * a + intercept - b) for a, b in rows)
+
+    slopes = [((b - d) / (a - c), a, b) for (a, b), (c, d) in combinations(rows, 2)]
+    least = min(loss(slope, b - slope * a) for slope, a, b in slopes)
+    constant = min(loss(0, b) for _, b in rows)
+    above = loss(Fraction(found.coef_[0]), Fraction(found.intercept_)) - least
+    assert found.status_.kind is Status.OPTIMAL
+    assert above <= Fraction(found.status_.optimality) * constant
+    assert found.status_.optimality < 1e-14 * max(offset, 1)
+
+
+def test_coefficients_off_their_bounds_are_free():
+    """Interior points have duals above 0 for all bounds, of which those of rounding hold nothing."""
+    groups = np.random.default_rng(5).integers(0, 3, (3, 24))
+    X = np.concatenate([np.eye(3)[group] for group in groups], axis=1)[:, :7]
+    y = np.rint(2 * np.random.default_rng(6).standard_normal(24))
+    weight = np.random.default_rng(7).integers(0, 4, 24)
+    weighted, repeated = (
+        TorchLinearRegressor(loss=Quantile(0.9), positive=True, fit_intercept=False).fit(*rows)
+        for rows in ((X, y, weight), (np.repeat(X, weight, 0), np.repeat(y, weight)))
+    )
+    np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-9)

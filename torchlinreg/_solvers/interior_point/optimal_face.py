@@ -33,6 +33,8 @@ PROXIMAL, N_PROXIMAL = 1e-4, 3
 JOINING, MAX_ROUNDS = 2, 200
 # Directions with a smaller share of the largest ridge are not bent by it.
 UNBENT = 1e-13
+# Objectives, in units of the typical target and of the coordinates, that are higher by this are higher.
+ROUNDING = 1e-14
 
 
 def root_of_norm(transform: np.ndarray, n_intercepts: int) -> np.ndarray:
@@ -47,7 +49,7 @@ def root_of_norm(transform: np.ndarray, n_intercepts: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Face:
+class Face:
     """All optima: ``theta + directions z``, with hinges on their side."""
 
     program: Program
@@ -57,16 +59,15 @@ class _Face:
     side: torch.Tensor  # of each hinge: 1 where it is not below its kink, -1 where not above, 0 where held
 
     @staticmethod
-    def of(program: Program, found: Iterate) -> _Face:
-        free, finite = program.free, slice(program.n_finite)
-        is_held = holds(program, found.dual)
-        is_above = torch.zeros_like(is_held)
-        is_above[finite] = found.dual[finite] > program.cost / 2
+    def of(program: Program, theta: np.ndarray, is_held: torch.Tensor, is_above: torch.Tensor) -> Face | None:
+        """The face about an optimum, by its hinges; None where too many are held."""
+        if int(is_held.sum()) * program.rows.n_columns > LARGEST_VERTEX:
+            return None
         side = torch.where(is_above, 1.0, -1.0).masked_fill(is_held, 0.0)
         held = torch.nonzero(is_held)[:, 0]
-        theta, kinks = found.theta.copy(), Kinks(program.gradients(held)[:, free])
-        theta[free] += kinks.onto(program.values(theta)[held].cpu().numpy())
-        return _Face(program, theta, held, _directions(program, held), side)
+        theta, kinks = theta.copy(), Kinks(program.gradients(held)[:, program.free])
+        theta[program.free] += kinks.onto(program.values(theta)[held].cpu().numpy())
+        return Face(program, theta, held, _directions(program, held), side)
 
     def moves(self, hinges: torch.Tensor) -> torch.Tensor:
         """Whether hinges differ between points of the face by more than rounding."""
@@ -74,7 +75,7 @@ class _Face:
         along = np.linalg.norm(rows @ self.directions, axis=1)
         return torch.from_numpy(along > DEPENDENT * np.linalg.norm(rows, axis=1)).to(hinges.device)
 
-    def held_at(self, theta: np.ndarray, active: torch.Tensor) -> _Face:
+    def held_at(self, theta: np.ndarray, active: torch.Tensor) -> Face:
         """The part of the face where more hinges are at their kinks."""
         held = torch.cat([self.held, active])
         directions = _directions(self.program, held)
@@ -107,21 +108,23 @@ def shortest_optimum(
     if found.is_unique:
         return found
     found = replace(found, dual=_best_dual(program, found))
-    if int(holds(program, found.dual).sum()) * program.rows.n_columns > LARGEST_VERTEX:
+    finite, bounds = slice(program.n_finite), slice(program.n_finite, None)
+    is_held = holds(program, found.dual)
+    # Of interior points, all duals of bounds are above 0.
+    is_held[bounds] &= -program.values(found.theta)[bounds] <= found.dual[bounds]
+    is_above = torch.zeros_like(is_held)
+    is_above[finite] = found.dual[finite] > program.cost / 2
+    face = Face.of(program, found.theta, is_held, is_above)
+    if face is None or not face.directions.shape[1]:
         return found
-    face = _Face.of(program, found)
-    if not face.directions.shape[1]:
-        return found
-    theta = _shortest(face, root, n_intercepts, median)
-    if n_intercepts and not face.holds_rows:
-        theta[0] = _nearest_intercept(face, theta, median)
+    theta = np.clip(shortest_of(face, root, n_intercepts, median), program.lower, program.upper)
     values = program.values(theta)
-    return replace(
-        found,
-        theta=theta,
-        objective=program.objective(theta, values),
-        gap=min(found.gap, program.gap(theta, values, found.dual)),
-    )
+    objective = program.objective(theta, values)
+    risen = objective - program.objective(found.theta, program.values(found.theta))
+    if not risen <= max(found.gap, ROUNDING * (1 + float(np.abs(theta).sum()))):
+        return found
+    gap = min(found.gap + max(risen, 0.0), program.gap(theta, values, found.dual))
+    return replace(found, theta=theta, objective=objective, gap=gap)
 
 
 def _best_dual(program: Program, found: Iterate) -> torch.Tensor:
@@ -157,8 +160,8 @@ def _bent(program: Program) -> np.ndarray:
     return vectors[:, values > UNBENT * values.max(initial=0.0)].T
 
 
-def _shortest(face: _Face, root: np.ndarray, n_intercepts: int, median: float) -> np.ndarray:
-    """The coordinates of least norm on a face."""
+def shortest_of(face: Face, root: np.ndarray, n_intercepts: int, median: float) -> np.ndarray:
+    """The coordinates of least norm on a face, with the intercept nearest to the median."""
     goal = np.zeros(len(face.theta))
     goal[:n_intercepts] = median
     if not n_intercepts or face.holds_rows:  # which the intercept alone cannot leave
@@ -168,10 +171,13 @@ def _shortest(face: _Face, root: np.ndarray, n_intercepts: int, median: float) -
         for _ in range(N_PROXIMAL):
             theta, active = _nearest(face, near, goal, active)
             goal[:n_intercepts] = theta[:n_intercepts]
-    return _settled(face.held_at(theta, active), root)
+    theta = _settled(face.held_at(theta, active), root)
+    if n_intercepts and not face.holds_rows:
+        theta[0] = _nearest_intercept(face, theta, median)
+    return theta
 
 
-def _settled(face: _Face, root: np.ndarray) -> np.ndarray:
+def _settled(face: Face, root: np.ndarray) -> np.ndarray:
     """The coordinates of least norm on a face whose sides do not matter, without the rounding of duals."""
     has_kernel = not face.holds_rows and not root[:, 0].any()  # that of the intercept
     if has_kernel or not face.directions.shape[1]:
@@ -184,7 +190,7 @@ def _settled(face: _Face, root: np.ndarray) -> np.ndarray:
 
 
 def _nearest(
-    face: _Face, root: np.ndarray, goal: np.ndarray, working: torch.Tensor
+    face: Face, root: np.ndarray, goal: np.ndarray, working: torch.Tensor
 ) -> tuple[np.ndarray, torch.Tensor]:
     """The point of a face with the least ``|root @ (theta - goal)|``, and the hinges that keep it away.
 
@@ -224,7 +230,7 @@ def _least_dual(rows: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return minimise_quadratic(rows @ rows.T, -limits, penalty).coef / norm
 
 
-def _nearest_intercept(face: _Face, theta: np.ndarray, median: float) -> float:
+def _nearest_intercept(face: Face, theta: np.ndarray, median: float) -> float:
     """The optimal intercept nearest to the median, where no row holds it."""
     slack = face.program.values(theta)[: face.program.n_row_hinges]
     side = face.side[: face.program.n_row_hinges]

@@ -71,7 +71,6 @@ class Objective:
     loss: Loss
     target: int
     decomposes: bool = False  # rows, for a root of the Hessian: two passes in place of one
-    settles: bool = True  # decides among optima, which others do if it does not
 
     def expand(self, variables: np.ndarray, near: Expansion | None = None) -> Expansion:
         """Value, gradient and Hessian; one pass over the rows, and another for a root."""

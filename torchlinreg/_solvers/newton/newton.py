@@ -26,7 +26,7 @@ from torchlinreg._solvers.coordinates import Design, design_of
 from torchlinreg._solvers.interior_point.interior_point import solve_interior_point
 from torchlinreg._solvers.newton.certificate import Rounding, gap_bound, steepest
 from torchlinreg._solvers.newton.mean_loss import Expansion, Objective
-from torchlinreg._solvers.newton.tubes import are_decided_in_tubes, shortest_in_tubes
+from torchlinreg._solvers.newton.shortest import ShortestOptimum, has_face
 from torchlinreg._solvers.penalised.nearest import MixedBounds
 from torchlinreg._solvers.penalised.quadratic import Descent, minimise_quadratic, minimum_about
 from torchlinreg._solvers.penalised.units import rounding_of_model
@@ -85,6 +85,8 @@ UNRESOLVED = 1e-15
 PROBED_ROWS = 64
 # Objectives that end closer to their optimum than this are no reason to warn; rounding of the rows allows it.
 GOOD_ENOUGH = 1e-9
+# An optimum whose objective is higher by this share is another.
+SAME = 1e-12
 # Ends of losses of the user's that are closer are not searched for kinks.
 CLOSE = 1e-12
 
@@ -106,12 +108,10 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
     by_rows = None
     if not (is_known(problem.loss) or problem.loss.estimates_scale):
         by_rows = ByRows(problem, design, shift)
-    settles = not are_decided_in_tubes(problem)
-    objectives = [
-        Objective(design, problem.loss, target, settles=settles) for target in range(design.blocks.n_targets)
-    ]
+    objectives = [Objective(design, problem.loss, target) for target in range(design.blocks.n_targets)]
+    shortest = ShortestOptimum(problem, design, shift) if has_face(problem.loss) else None
     ends = [
-        _solve_target(each, by_rows, robust_start, smallest, tol, max_iter)
+        _solve_target(each, by_rows, shortest, robust_start, smallest, tol, max_iter)
         for each, smallest in zip(objectives, smallest_scale, strict=True)
     ]
     absolute = None
@@ -164,7 +164,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         statuses.append(status)
         optimality, n_iter = max(optimality, gap), max(n_iter, n_steps)
     unfinished = [status for status in statuses if status is not Status.OPTIMAL]
-    solution = Solution(
+    return Solution(
         coef=coef,
         intercept=intercept,
         rank=design.rank,
@@ -176,7 +176,6 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
         optimality=float(optimality),
         scale=scale,
     )
-    return solution if settles else shortest_in_tubes(problem, solution, tol)
 
 
 def _without_scale(problem: Problem, tol: float, max_iter: int | None) -> Solution:
@@ -272,6 +271,7 @@ def _typical_targets(design: Design, loss: Loss) -> np.ndarray:
 def _solve_target(
     objective: Objective,
     by_rows: ByRows | None,
+    shortest: ShortestOptimum | None,
     robust_start: Callable[[], np.ndarray],
     smallest_scale: float,
     tol: float,
@@ -282,7 +282,7 @@ def _solve_target(
     variables, here, unit = _first(objective, model, robust_start)
     first = here
     if by_rows is None:
-        return _solve_known(objective, model, variables, here, unit, smallest_scale, tol, limit)
+        return _solve_known(objective, model, shortest, variables, here, unit, smallest_scale, tol, limit)
     # Nothing is known of a loss of the user's. Where it is smooth, a few steps end; where they do not, the
     # rows are searched for kinks, and they say how far the end is from the optimum.
     end = _End(variables, here, Status.ITERATIONS_USED, 0, unit)
@@ -322,6 +322,7 @@ def _solve_target(
 def _solve_known(
     objective: Objective,
     model: _Model,
+    shortest: ShortestOptimum | None,
     variables: np.ndarray,
     here: Expansion,
     unit: float,
@@ -332,7 +333,8 @@ def _solve_known(
     """The end of a loss of the library's, with a bound."""
     plain = limit if model.penalty is None else min(limit, PLAIN_ITERATIONS)
     end = _descend(objective, model, variables, here, unit, smallest_scale, tol, plain)
-    end = _settled(objective, model, end, unit, smallest_scale, tol, plain)
+    found = _shortest(objective, model, end, shortest, unit, tol)
+    end = found or _settled(objective, model, end, unit, smallest_scale, tol, plain)
     end = _certified(objective, model, end._replace(unit=unit))
     if end.gap <= GOOD_ENOUGH * unit or end.is_flat or model.penalty is None or end.n_iter >= limit:
         return end
@@ -340,6 +342,7 @@ def _solve_known(
     objective = replace(objective, decomposes=True)
     here = objective.expand(end.variables)
     again = _descend(objective, model, end.variables, here, unit, smallest_scale, tol, limit - end.n_iter)
+    again = _shortest(objective, model, again, shortest, unit, tol) or again
     again = _certified(objective, model, again._replace(n_iter=end.n_iter + again.n_iter, unit=unit))
     return again if again.gap < end.gap or again.is_flat or end.status is Status.ITERATIONS_USED else end
 
@@ -353,7 +356,7 @@ def _certified(objective: Objective, model: _Model, end: _End) -> _End:
     rounding = Rounding.of(objective, here.variables, here.value)
     gap = model.gap(here, objective, rounding)
     if is_known(objective.loss):  # of which no objective is below 0
-        gap = min(gap, here.value + model.penalty_of(here.variables))
+        gap = max(min(gap, here.value + model.penalty_of(here.variables)), 0.0)
     reached = end.status is Status.ITERATIONS_USED and end.is_settled and gap <= GOOD_ENOUGH * end.unit
     status = Status.OPTIMAL if reached else end.status
     return end._replace(here=here, gap=gap, rounding=rounding, status=status)
@@ -392,6 +395,24 @@ def _without_optimum(
     return end._replace(status=Status.NO_FINITE_OPTIMUM, proven=max(left, 0.0) / unit)
 
 
+def _shortest(
+    objective: Objective, model: _Model, end: _End, shortest: ShortestOptimum | None, unit: float, tol: float
+) -> _End | None:
+    """The shortest of several optima; None where none as good is found."""
+    if shortest is None or end.status is not Status.OPTIMAL or end.is_flat:
+        return None
+    is_flat = len(model.flat_at(end.here.hessian)[:, : objective.design.n_columns]) > 0
+    variables = shortest.of(objective.target, end.variables, is_flat)
+    if variables is None or not np.isfinite(variables).all():
+        return None
+    here = objective.expand(variables)
+    before = objective.value(end.variables) + model.penalty_of(end.variables)
+    risen = here.value + model.penalty_of(variables) - before
+    if not risen <= SAME * abs(before) + tol**2 * unit:
+        return None
+    return end._replace(variables=variables, here=here)
+
+
 def _settled(
     objective: Objective,
     model: _Model,
@@ -403,7 +424,7 @@ def _settled(
 ) -> _End:
     """The end of a smooth loss; where there are several optima, one that does not depend on the start."""
     design = objective.design
-    if end.status is not Status.OPTIMAL or end.is_flat or not objective.settles:
+    if end.status is not Status.OPTIMAL or end.is_flat:
         return end
     flat = model.flat_at(end.here.hessian)[:, : design.n_columns]
     if len(flat) == 0:
