@@ -7,7 +7,8 @@ from dataclasses import FrozenInstanceError, dataclass
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV
@@ -394,3 +395,18 @@ class TestANewLoss:
         X, y = heavy_tailed()
         GridSearchCV(TorchLinearRegressor(loss=Fair()), {"loss__c": [0.5, 2.0]}).fit(X, y)
         check_estimator(TorchLinearRegressor(loss="fair"), on_skip=None)
+
+
+@pytest.mark.parametrize(("epsilon", "efficiency"), [(1.35, 0.89), (1.6, 0.95)])
+def test_efficiency_of_the_estimated_scale_is_that_of_the_docstring(epsilon, efficiency):
+    """With ``E min(|z|, k)^2`` of normal errors z, which the squared scale is for k = epsilon * scale."""
+
+    def clipped(k):
+        return 2 * norm.cdf(k) - 1 - 2 * k * norm.pdf(k) + 2 * k**2 * norm.sf(k)
+
+    scale = brentq(lambda s: clipped(epsilon * s) - s**2, 0.1, 1.0)
+    threshold = epsilon * scale
+    assert round((2 * norm.cdf(threshold) - 1) ** 2 / clipped(threshold), 2) == efficiency
+    y = norm.ppf((np.arange(100_000) + 0.5) / 100_000)
+    reg = TorchLinearRegressor(loss=losses.Huber(epsilon)).fit(np.zeros((len(y), 1)), y)
+    assert float(reg.scale_) == pytest.approx(scale, rel=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import linprog, minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import HuberRegressor
 
@@ -365,3 +365,34 @@ def test_second_derivatives_that_overflow_in_autograd():
     stable = TorchLinearRegressor(loss="log_cosh", alpha=0.1).fit(X, y)
     assert reg.status_.kind is Status.OPTIMAL
     np.testing.assert_allclose(reg.coef_, stable.coef_, rtol=1e-11)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])
+def test_where_most_targets_are_the_same_the_scale_may_be_0(shift):
+    """Then the objective is 1.35 times the least mean absolute error: here 1.35 * 6 / 7."""
+    X, y = np.array([[0.0], [0.0], [0.0], [1.0], [1.0], [0.0], [1.0]]), np.array([0.0, 0, 0, 0, 6, 0, 0])
+    reg = TorchLinearRegressor(loss="huber").fit(X, y + shift)
+    np.testing.assert_allclose([reg.coef_[0], reg.intercept_ - shift, reg.scale_], 0, atol=1e-12)
+    assert reg.status_.kind.name == "OPTIMAL"
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("seed", range(12))
+def test_few_claims_among_zeros(seed, alpha):
+    """No higher than HiGHS finds without a scale, in any units, and known to be optimal."""
+    rng = np.random.default_rng(seed)
+    n, unit = int(rng.integers(6, 60)), 10.0 ** rng.integers(-6, 6)
+    X = rng.integers(0, 2, (n, int(rng.integers(1, 4)))).astype(float)
+    y = np.where(rng.random(n) < rng.uniform(0.6, 0.95), 0, rng.exponential(5, n)) * unit
+    reg = TorchLinearRegressor(loss="huber", alpha=alpha, l1_ratio=1.0).fit(X, y)
+    parts = np.eye(n)
+    cost = np.concatenate([np.full(2 * X.shape[1], alpha), [0.0], np.full(2 * n, 1.35 / n)])
+    equations = np.column_stack([X, -X, np.ones(n), parts, -parts])
+    bounds = [(0, None)] * (2 * X.shape[1]) + [(None, None)] + [(0, None)] * (2 * n)
+    least = linprog(cost, A_eq=equations, b_eq=y / unit, bounds=bounds, method="highs").fun * unit
+    residual = np.abs(y - reg.predict(X))
+    scale = float(reg.scale_)
+    inside = np.minimum(residual, 1.35 * scale)
+    loss = scale / 2 + (inside * (residual - inside / 2) / scale).mean() if scale else 1.35 * residual.mean()
+    assert loss + alpha * np.abs(reg.coef_).sum() <= least * (1 + 1e-9)
+    assert reg.status_.kind.name in ("OPTIMAL", "MINIMUM_NORM")

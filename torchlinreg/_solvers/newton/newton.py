@@ -534,7 +534,11 @@ def _smallest_scale(y: torch.Tensor) -> float:
     """What rounding leaves of residuals; of a median, since outliers must not count."""
     sample = _sampled(y)
     size = float(sample.abs().median())
-    spread = float((sample - sample.median()).abs().median()) or size
+    away = (sample - sample.median()).abs()
+    spread = float(away.median())
+    if spread == 0 and bool(away.any()):  # most targets are the same
+        spread = float(away[away > 0].median())
+    spread = spread or size
     return max(NO_SCALE * spread, EPS * size, NO_SCALE_AT_ALL * float(y.abs().max()))
 
 
