@@ -32,6 +32,9 @@ __all__ = [
 # The next predictions are so much larger, relatively to themselves and to typical targets. Much closer to 0,
 # second derivatives are rounding over the distance, and squares underflow.
 _NEXT, _SMALLEST = 8 * 2.0**-52, 1e-100
+# Second derivatives are compared with slopes so far beside that they would change by this share; those of so
+# many rows farthest from their targets are tried first.
+_BESIDE, _FARTHEST = 0.1, 16
 
 Kind = Literal["quadratic", "smooth", "piecewise_linear"]
 
@@ -538,7 +541,25 @@ class CallableLoss(Loss):
     def expand(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Loss`; from one call of the function."""
         value, first, second = self._traced(prediction, target, twice=True)
-        return value, first, second
+        farthest = (prediction - target).abs().flatten()
+        farthest = farthest.topk(min(_FARTHEST, len(farthest))).indices
+        parts = (part.flatten() for part in (prediction, target, first, second))
+        if not bool(self._lost_curvature(*(part[farthest] for part in parts))[0].any()):
+            return value, first, second
+        is_lost, of_slopes = self._lost_curvature(prediction, target, first, second)
+        return value, first, torch.where(is_lost, of_slopes, second)
+
+    def _lost_curvature(
+        self, prediction: Tensor, target: Tensor, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where slopes beside do not bear the second derivative out, and what they say instead.
+
+        Autograd loses it where a part of the loss overflows: of ``log(cosh(r))`` it makes 1 for r beyond 400.
+        """
+        step = (_BESIDE * first.abs() / second).nan_to_num(0.0, 0.0, 0.0)
+        higher, lower = (self.derivative(prediction + sign * step, target) for sign in (1, -1))
+        of_slopes = torch.where(step > 0, (higher - lower) / (2 * step), second)
+        return of_slopes < second / 4, of_slopes
 
     def check(self, prediction: Tensor, target: Tensor) -> None:
         """Raise an error unless the function is elementwise and differentiable, on these elements.

@@ -56,3 +56,13 @@ def test_shapes_and_dtype(fitted: Fitted) -> None:
     assert regressor.coef_.shape == problem.y.shape[1:] + problem.X.shape[1:]
     assert np.shape(regressor.intercept_) == problem.y.shape[1:]
     assert regressor.coef_.dtype == problem.X.dtype
+
+
+def test_an_intercept_below_the_rounding_of_y_has_no_digits():
+    """Standardised columns and targets leave one of 1e-19."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((200, 10)), rng.standard_normal(200)
+    X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
+    reg = TorchLinearRegressor(solver="exact").fit(X, y)
+    assert abs(reg.intercept_) < 1e-15
+    assert reg.status_.name == "OPTIMAL"

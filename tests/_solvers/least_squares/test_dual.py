@@ -148,3 +148,21 @@ def test_columns_chosen_in_vain_leave_room_for_others():
     reg = TorchLinearRegressor(solver="dual").fit(X, y)
     assert reg.rank_ == 6  # all that 7 rows allow: the polynomial of degree 6 meets every one
     assert reg.score(X, y) > 0.98
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "absolute_error", "huber"])
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+def test_a_constant_target_needs_no_coefficients(constant, alpha, loss):
+    X = np.random.default_rng(0).standard_normal((2, 3))
+    reg = TorchLinearRegressor(loss=loss, alpha=alpha).fit(X, [constant, constant])
+    assert (reg.coef_ == 0).all()
+    assert reg.intercept_ == constant
+
+
+def test_a_target_of_zeros_beside_another():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((3, 5)), rng.standard_normal(3)
+    reg = TorchLinearRegressor().fit(X, np.column_stack([np.zeros(3), y]))
+    assert (reg.coef_[0] == 0).all()
+    np.testing.assert_allclose(X @ reg.coef_[1] + reg.intercept_[1], y, rtol=1e-12)

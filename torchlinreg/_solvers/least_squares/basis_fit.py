@@ -336,7 +336,8 @@ def _values(
     """Magnitudes of the intercept as seen from 0 and of the coefficients, and whether they are worth digits.
 
     Coefficients are where they change predictions by more than `least` of the response, intercepts where they
-    are more than the rounding of what they are the sum of. Shape of both: (1 + n_features, n_responses).
+    are more than the rounding of what they are the sum of, or of the response. Shape of both:
+    (1 + n_features, n_responses).
     """
     p = basis.n_features
     center = (basis.mean + basis.origin)[:p]
@@ -345,6 +346,7 @@ def _values(
     counted[1:] = values[1:] * basis.framed_norm[:p, None] > least * np.sqrt(basis.square[responses])
     values[0] = np.abs(coef[0][0] + basis.origin[responses] - basis.origin[:p] @ coef[0][1:])
     terms = np.abs(center) @ values[1:] + np.abs(basis.mean + basis.origin)[responses]
+    terms += np.sqrt(basis.square[responses] / basis.weight_sum)
     counted[0] = basis.fit_intercept & (responses >= p) & (values[0] > 4 * EPS * terms)
     return values, counted
 

@@ -228,8 +228,9 @@ def _refine(
     offset = _offset(rows, frame)
     amplification = float(system.norm.max() / system.norm.min()) * system.condition_number**2
     n_slices = 2 if amplification <= MILD else 3
-    dual, constant = _with_zero(np.zeros_like(y[0])), _with_zero(np.zeros((1, y[0].shape[1])))
-    coef = dual
+    n_targets = y[0].shape[1]
+    dual, constant = _with_zero(np.zeros_like(y[0])), _with_zero(np.zeros((1, n_targets)))
+    coef = _with_zero(np.zeros((rows.blocks.n_features, n_targets)))
     residual, rate, energies = y[0], system.rate, []
     while True:
         change, change_constant = system.solve(residual, -dd.sum_over_first_axis(dual)[0])
