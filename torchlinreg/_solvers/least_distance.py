@@ -224,4 +224,6 @@ def _line_search(
     starts, rises = np.append(0.0, at), np.append(curvature, rises)
     slopes = slope + np.append(0.0, np.cumsum(rises[:-1] * np.diff(starts)))
     last = int(np.searchsorted(slopes, 0.0, side="right")) - 1
-    return float(starts[last] - slopes[last] / rises[last]) if last >= 0 else 0.0
+    if last < 0:
+        return 0.0
+    return float(starts[last] - (slopes[last] / rises[last] if slopes[last] else 0.0))

@@ -64,6 +64,12 @@ LEAST_GAP = 1e-15
 ENOUGH = 1e-4
 # A squared spread about the computed mean below this share of the mean square is that mean's rounding.
 CONSTANT = 4e-15
+# How much larger than the target coefficients of unit columns may be, whose predictions cancel, per condition
+# number.
+CANCELLATION = 10.0
+# Singular values below this share of the largest are 0 but for rounding; of so many numbers at most they are
+# computed, of others squares of them.
+RESOLVED, RESOLVED_SQUARES, SVD_SIZE = 1e-13, 1e-15, 10**6
 # Products of a column with the residuals, per spread of both, that may come from rounding.
 UNSEEN = 1e-14
 
@@ -571,9 +577,10 @@ class _HeldRows:
         left = self.weighted - self.columns.T @ scaled
         products = self.columns @ left
         values, gaps, constants = np.empty((3, len(self.inside)))
+        cancellation = CANCELLATION * _condition_number(self.columns)
         for k, part in enumerate(self.inside):
             values[k] = left[:, k] @ left[:, k] / 2 + part.value(scaled[:, k])
-            gaps[k] = _gap_within(scaled[:, k], products[:, k], part, values[k])
+            gaps[k] = _gap_within(scaled[:, k], products[:, k], part, values[k], cancellation)
             resting = np.clip(0.0, part.lower, part.upper)
             away = self.weighted[:, k] - resting @ self.columns
             constants[k] = 0.5 if targets.spread[k] > 0 else away @ away / 2 + part.value(resting)
@@ -588,15 +595,28 @@ class _HeldRows:
         return _solution(coef, intercept, optimality, status, 2, proven)
 
 
-def _gap_within(coef: np.ndarray, gradient: np.ndarray, penalty: Penalty, value: float) -> float:
+def _gap_within(
+    coef: np.ndarray, gradient: np.ndarray, penalty: Penalty, value: float, cancellation: float
+) -> float:
     """How far the objective is above its minimum, at most.
 
-    No coefficient is larger there than alone would make predictions as large as the target, with a factor of
-    10 for cancellation, or than the penalty lets it be; see `_gaps_outside`.
+    No coefficient is larger there than alone would make predictions as large as the target, times a factor
+    for cancellation, or than the penalty lets it be; see `_gaps_outside`.
     """
-    by_penalty = np.divide(2 * value, penalty.l2, out=np.full_like(coef, 100.0), where=penalty.l2 > 0)
-    largest = np.maximum(np.sqrt(np.minimum(by_penalty, 100.0)), np.abs(coef))
-    return duality_gap(coef, -gradient, penalty, largest)
+    by_penalty = np.divide(2 * value, penalty.l2, out=np.full_like(coef, np.inf), where=penalty.l2 > 0)
+    largest = np.maximum(np.minimum(np.sqrt(by_penalty), cancellation), np.abs(coef))
+    return min(value, duality_gap(coef, -gradient, penalty, largest))
+
+
+def _condition_number(columns: np.ndarray) -> float:
+    """Of columns, shape (n_features, n_samples), with more features than rows; those that depend aside."""
+    if columns.size <= SVD_SIZE:
+        values = np.linalg.svd(columns, compute_uv=False)
+        values = values[values > RESOLVED * values.max(initial=0.0)]
+    else:
+        values = np.linalg.eigvalsh(columns.T @ columns)
+        values = np.sqrt(values[values > RESOLVED_SQUARES * values.max(initial=0.0)])
+    return float(values.max() / values.min()) if len(values) else 1.0
 
 
 def _empty_set(n_samples: int) -> _WorkingSet:
