@@ -21,8 +21,15 @@ CALLS = {
     "partial_fit": TorchLinearRegressor().partial_fit,
     "cv": TorchLinearRegressorCV(alphas=[0.1]).fit,
     "path": regularization_path,
-    "predict": lambda X, _: TorchLinearRegressor().fit(np.ones((3, 1)), np.ones(3)).predict(X),
+    "predict": lambda X, _: fitted_to_names_of(X).predict(X),
 }
+
+
+def fitted_to_names_of(X):
+    ones = np.ones((3, 1))
+    is_frame = isinstance(X, pd.DataFrame | pl.DataFrame)
+    named = pd.DataFrame(ones, columns=list(X.columns)) if is_frame else ones
+    return TorchLinearRegressor().fit(named, np.ones(3))
 
 
 class Lazy:
