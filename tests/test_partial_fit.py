@@ -520,3 +520,10 @@ def test_a_constant_sparse_column_stays_constant_after_fit():
     reg = TorchLinearRegressor(bounds=(-1e9, 1e9)).fit(rows, y)
     assert reg.coef_[0] == 0
     assert reg.partial_fit(rows[:100], y[:100]).coef_[0] == 0
+
+
+@pytest.mark.parametrize("size", [1e-165, 1e165])
+def test_training_refuses_units_whose_squares_leave_float64(size):
+    X, y, _ = problem()
+    with pytest.raises(ValueError, match="ordinary units"):
+        TorchLinearRegressor(solver="adam").partial_fit(X * size, y)

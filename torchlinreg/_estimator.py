@@ -30,7 +30,7 @@ from torchlinreg._objective.penalty import penalty_of
 from torchlinreg._objective.problem import Problem, moments_to_keep
 from torchlinreg._objective.solution import FitStatus, Solution, Status, of_all_targets
 from torchlinreg._parameters import LossParametersMixin
-from torchlinreg._solvers import choose_solver, solve, solve_of_moments
+from torchlinreg._solvers import choose_solver, refuse_extreme_units, solve, solve_of_moments
 from torchlinreg._solvers.least_squares.dual import is_wide
 from torchlinreg._solvers.least_squares.whitening import geometry_of_accumulated
 from torchlinreg._training.loop import Epoch, train
@@ -489,6 +489,7 @@ class TorchLinearRegressor(
         state = getattr(self, "_optimizer_state", None)
         if is_training(self.solver):
             arguments = (moments[0], blocks.n_features, problem.penalty.l2, bool(self.fit_intercept))
+            refuse_extreme_units(moments[0].frame)
             geometry = geometry_of_accumulated(*arguments, tol=1e-12)
             solution, state = train_further(self, problem, first, geometry)
         else:

@@ -21,6 +21,7 @@ from torchlinreg import TorchLinearRegressor, losses
 from torchlinreg._data.rows import as_row_blocks
 from torchlinreg._objective.penalty import elastic_net
 from torchlinreg._objective.problem import Problem
+from torchlinreg._training import optimizers
 from torchlinreg._training.optimum import landscape_of
 from torchlinreg.callbacks import Checkpoint, CoefficientHistory
 from torchlinreg.losses import as_loss
@@ -411,7 +412,9 @@ class TestLandscape:
             intercept = at + size
             mean_error = intercept - at + (coef - optimum) @ landscape.geometry.center
             excess = landscape.excess((coef - optimum)[None], mean_error[None])
-            assert excess[0] == pytest.approx(objective(coef, intercept) - objective(optimum, at), rel=1e-6)
+            assert excess[0].sum() == pytest.approx(
+                objective(coef, intercept) - objective(optimum, at), rel=1e-6
+            )
 
     def test_excess_has_digits_where_objectives_have_none(self):
         X, y, _ = problem()
@@ -420,8 +423,101 @@ class TestLandscape:
         )
         change = np.array([1.0, -2.0, 0.5])
         sizes = 10.0 ** -np.arange(2, 13)
-        excess = landscape.excess(sizes[:, None, None] * change, 0.0) / sizes**2
+        excess = landscape.excess(sizes[:, None, None] * change, 0.0)[:, 0] / sizes**2
         np.testing.assert_allclose(excess, excess[-1], rtol=0.05)
+
+
+class TestFlatOptimum:
+    """Many models put all rows into the tube of the squared epsilon-insensitive loss: each is an optimum."""
+
+    @staticmethod
+    def rows(epsilon, scale=(1.0, 1.0), mean=(0.0, 0.0)):
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((30, 2)) * scale + mean
+        return X, X @ [3.0, 2.0] + 5 + 0.9 * rng.uniform(-epsilon, epsilon, 30)
+
+    @staticmethod
+    def beyond(reg, X, y, epsilon):
+        """How far the farthest row is out of the tube, in spreads of y."""
+        return ((np.abs(reg.predict(X) - y) - epsilon) / y.std(0)).max()
+
+    @pytest.mark.every(3)
+    @pytest.mark.parametrize("batch_size", [None, 7])
+    @pytest.mark.parametrize("epsilon", [0.01, 0.5, 3.0])
+    @pytest.mark.parametrize("data", [{}, {"scale": (1.0, 100.0), "mean": (0.0, 1000.0)}])
+    @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+    def test_training_ends_in_the_tube(self, solver, data, epsilon, batch_size):
+        X, y = self.rows(epsilon, **data)
+        loss = losses.SquaredEpsilonInsensitive(epsilon)
+        reg = TorchLinearRegressor(loss=loss, solver=solver, batch_size=batch_size, random_state=0, tol=1e-10)
+        reg.fit(X, y)  # without a warning
+        assert reg.status_.distance < 1e-6
+        assert self.beyond(reg, X, y, epsilon) < 1e-6
+
+    @pytest.mark.parametrize("learning_rate", ["auto", 0.1])
+    @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+    def test_a_start_in_the_tube_is_an_optimum(self, solver, learning_rate):
+        X, y = self.rows(100.0)
+        loss = losses.SquaredEpsilonInsensitive(200.0)
+        reg = TorchLinearRegressor(loss=loss, solver=solver, learning_rate=learning_rate).fit(X, y)
+        assert (reg.status_.name, reg.status_.distance, reg.n_iter_) == ("OPTIMAL", 0.0, 1)
+        assert self.beyond(reg, X, y, 200.0) < 0
+
+    def test_other_targets_are_judged_by_their_own_optimum(self):
+        X, y = self.rows(0.5)
+        far = np.column_stack([y, 10 * np.random.default_rng(1).standard_normal(30)])
+        loss = losses.SquaredEpsilonInsensitive(0.5)
+        both = TorchLinearRegressor(loss=loss, solver="adam").fit(X, far)
+        alone = TorchLinearRegressor(loss=loss).fit(X, far[:, 1])
+        assert both.status_.distance < 1e-6
+        assert self.beyond(both, X, far, 0.5)  # of the second target
+        assert ((np.abs(both.predict(X) - far) - 0.5)[:, 0]).max() < 1e-6
+        np.testing.assert_allclose(both.coef_[1], alone.coef_, rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "log_cosh", losses.Huber(scale=1.0)])
+@pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
+class TestExtremes:
+    @pytest.mark.every(3)
+    @pytest.mark.parametrize("learning_rate", ["auto", 0.1])
+    @pytest.mark.parametrize("size", [1e-300, 1e-165, 1e165, 1e300])
+    @pytest.mark.parametrize("of", ["X", "a column", "y", "wide X"])
+    def test_units_whose_squares_leave_float64_are_refused(self, solver, loss, of, size, learning_rate):
+        X = np.random.default_rng(0).standard_normal((30, 2))
+        y = X @ [1.0, 2.0]
+        if of == "y":
+            y = y * size
+        elif of == "wide X":
+            X, y = X.T * size, y[:2]
+        else:
+            X = X * (size if of == "X" else [1.0, size])
+        reg = TorchLinearRegressor(loss=loss, solver=solver, learning_rate=learning_rate)
+        with pytest.raises(
+            ValueError, match=r"X or y holds columns beyond 1e-140 to 1e\+140.*ordinary units"
+        ):
+            reg.fit(X, y)
+
+    @pytest.mark.parametrize("batch_size", [None, 1])
+    @pytest.mark.parametrize(
+        "X", [[[1.0, 2.0]], [[1.0, 2.0]] * 4, [[7.0]] * 4], ids=["one row", "equal rows", "constant column"]
+    )
+    def test_rows_without_spread_get_the_best_constant(self, solver, loss, X, batch_size):
+        y = np.array([3.0, 4.0, 3.5, 6.5])[: len(X)]
+        reg = TorchLinearRegressor(loss=loss, solver=solver, batch_size=batch_size).fit(X, y)
+        best = TorchLinearRegressor(loss=loss).fit(np.zeros((len(X), 1)), y).intercept_
+        np.testing.assert_allclose(reg.predict(X), best, rtol=1e-7)
+
+
+@pytest.mark.parametrize("tol", [0, 1e-12])
+@pytest.mark.parametrize("loss", ["squared_error", "log_cosh", losses.Huber(scale=1.0)])
+@pytest.mark.parametrize("solver", sorted(optimizers.OPTIMIZERS))
+@pytest.mark.every(3)
+def test_training_that_begins_at_the_optimum_stays(solver, loss, tol):
+    y = np.array([3.0, 4.0, 3.5, 6.5])
+    reg = TorchLinearRegressor(loss=loss, solver=solver, tol=tol, max_iter=12).fit(np.full((4, 1), 7.0), y)
+    best = TorchLinearRegressor(loss=loss).fit(np.zeros((4, 1)), y).intercept_
+    np.testing.assert_allclose(reg.predict([[7.0]]), best, rtol=1e-7)
+    assert reg.n_iter_ == len(reg.loss_curve_) >= 1
 
 
 class TestEnds:

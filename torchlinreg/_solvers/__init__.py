@@ -32,8 +32,10 @@ __all__ = [
     "Solver",
     "able_solvers",
     "choose_solver",
+    "frame_of",
     "named",
     "refuse",
+    "refuse_extreme_units",
     "solve",
     "solve_of_moments",
 ]
@@ -100,7 +102,8 @@ def _solve_part(run: Solve, problem: Problem, tol: float, max_iter: int | None) 
         return _solve(run, problem, tol, max_iter)
     with torch_first():
         if not least_squares:
-            _refuse_extreme_units(problem)
+            refuse_extreme_units(frame_of(problem))
+            _refuse_extreme_strengths(problem)
         return _solve(run, problem, tol, max_iter)
 
 
@@ -119,29 +122,33 @@ def _solve_of_moments(problem: Problem, moments: ExactMoments, tol: float) -> So
     if penalty.is_ridge:
         n_features = problem.blocks.n_features
         return solve_accumulated(moments, n_features, penalty.l2, problem.fit_intercept, tol)
-    _refuse_extreme(moments.frame)
+    refuse_extreme_units(moments.frame)
     roundoff = max(EPS, moments.unit_roundoff)
     given = problem.with_moments(Moments(moments.frame, moments.high, moments.n_samples, roundoff))
     return with_least_norm(given, solve_moments(given, moments, tol), tol, moments)
 
 
-def _refuse_extreme_units(problem: Problem) -> None:
+def frame_of(problem: Problem) -> Frame:
+    """The frame of the moments, of wide rows the one that they would have."""
+    return choose_frame(problem.blocks, fit_intercept=True) if is_wide(problem) else problem.moments.frame
+
+
+def refuse_extreme_units(frame: Frame) -> None:
     """Raise a ValueError where squares could over- or underflow."""
-    wide = is_wide(problem)
-    _refuse_extreme(choose_frame(problem.blocks, fit_intercept=True) if wide else problem.moments.frame)
+    if frame.scale is not None:
+        raise ValueError(
+            f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the solvers of "
+            "the squared error with at most a ridge penalty serve. Bring them to ordinary units, or use "
+            "solver='auto' with that loss and penalty."
+        )
+
+
+def _refuse_extreme_strengths(problem: Problem) -> None:
     strongest = float(np.maximum(problem.penalty.l1, problem.penalty.l2).max())
     if problem.loss.kind != "quadratic" and strongest > LARGEST_STRENGTH:
         raise ValueError(
             f"alpha times penalty_factor is {strongest:g}, beyond {LARGEST_STRENGTH:g}, which only the "
             "squared error is solved for. Use smaller numbers, or bounds of 0 to leave features out."
-        )
-
-
-def _refuse_extreme(frame: Frame) -> None:
-    if frame.scale is not None:
-        raise ValueError(
-            f"X or y holds columns beyond {SAFE_RANGE[0]:g} to {SAFE_RANGE[1]:g}, which only the squared "
-            "error with at most a ridge penalty is solved for. Bring them to ordinary units."
         )
 
 

@@ -134,7 +134,7 @@ class Coordinates:
     def distance(self, parameters: np.ndarray) -> np.ndarray:
         """The largest difference of a coefficient, or of the mean prediction, from the optimum, standardised.
 
-        One number for parameters, an array for parameters with a leading dimension.
+        One number for each target.
         """
         return self.about.standardised(*self.change(parameters))
 

@@ -108,6 +108,8 @@ class Neuron:
             parts = [(self.theta[:, :-1], self.gradient[:, :-1]), (self.theta[:, -1], self.gradient[:, -1])]
         else:
             parts = [(self.theta, self.gradient)]
+        if self.theta.numel():  # no coefficients, of rows without spread, have no norm to divide by
+            parts = [part for part in parts if part[0].numel()]
         # L-BFGS flattens gradients by view, so they are copied where they are not contiguous.
         self._parts = [
             _Part(Parameter(values), values, gradient, gradient.contiguous()) for values, gradient in parts

@@ -24,6 +24,7 @@ from torchlinreg._data.rows import RowBlocks
 from torchlinreg._objective.evaluate import mean_losses
 from torchlinreg._objective.problem import Problem
 from torchlinreg._objective.solution import Solution, Status
+from torchlinreg._solvers import frame_of, refuse_extreme_units
 from torchlinreg._solvers.best_constant import not_above_constant
 from torchlinreg._solvers.least_squares.whitening import Geometry, geometry_of
 from torchlinreg._training.coordinates import (
@@ -105,8 +106,10 @@ def train(problem: Problem, training: Training) -> Solution:
     FloatingPointError
         The loss grew beyond all bounds with the user's learning rate.
     ValueError
-        The state to resume from belongs to other data or settings, or `Huber` estimates a scale of 0.
+        The state to resume from belongs to other data or settings, `Huber` estimates a scale of 0, or columns
+        are in extreme units.
     """
+    refuse_extreme_units(frame_of(problem))
     automatic = training.recipe.auto_rate is not None
     start = training.start if training.resume is None else _start_of(training.resume)
     landscape = None if is_quadratic(problem) else landscape_of(problem, tol=1e-12)
@@ -209,22 +212,26 @@ class _Loop:
         self.first_loss = self.floor + self.recent[0]
         self.high = max(self.first_loss, self.floor + self._excess_of_constant())
         # Coefficients that nearly cancel are large, and so is their rounding.
-        rounding = 16 * EPS * coordinates.about.largest_coefficient
+        rounding = 16 * EPS * max(1.0, coordinates.about.largest_coefficient)
         if isinstance(self.passes, RowPasses) and self.automatic:
-            off = 4 * float(coordinates.distance(self.passes.after_optimum()))
+            off = 4 * float(coordinates.distance(self.passes.after_optimum()).max())
             rounding = max(rounding, min(off, LEAST_ACCURACY))
+        if landscape is not None:
+            rounding = max(rounding, min(4 * landscape.miss, LEAST_ACCURACY))
         self.near_enough = max(training.tol, rounding)
 
     def _excess_of_constant(self) -> float:
-        """How much a prediction that does not depend on x is above the optimum, about."""
+        """How much a prediction that does not depend on x, or is off by a unit of y, is above the optimum."""
         about, penalty = self.coordinates.about, self.problem.penalty
         if self.landscape is None:
             return float((about.target_unit**2).sum()) / 2
         optimum = self.landscape.optimum
         change = np.clip(np.zeros_like(optimum), penalty.lower, penalty.upper) - optimum
+        models = np.stack([change, np.zeros_like(change)])
+        mean_errors = np.stack([np.zeros_like(about.target_unit), about.target_unit])
         with np.errstate(over="ignore", invalid="ignore"):
-            excess = float(self.landscape.excess(change[None], 0.0)[0])
-        return excess if np.isfinite(excess) else 0.0
+            excess = self.landscape.excess(models, mean_errors).sum(1)
+        return float(excess[np.isfinite(excess)].max(initial=0.0))
 
     def _start_neuron(self, parameters: np.ndarray) -> None:
         self.neuron = Neuron(
@@ -243,9 +250,17 @@ class _Loop:
         training = self.training
         while self.status is None and self.epoch < training.max_iter:
             self.status = self._some_epochs(min(self._epochs_at_once(), training.max_iter - self.epoch))
-        if self.epoch > 0 and not self.automatic and self._is_high(self.loss_curve[-1], ENDED_HIGH):
+        if self.epoch == 0:  # no rate was small enough to stay at the optimum, where training began
+            self._stay()
+        if not self.automatic and self._is_high(self.loss_curve[-1], ENDED_HIGH):
             self._raise_diverged(self.loss_curve[-1])
         return self.status or Status.MAX_ITER
+
+    def _stay(self) -> None:
+        """Make an epoch of the start."""
+        at = self.result.parameters[None]
+        excess, distance = self.recent[-1], float(self._distances(at, self._excesses(at))[0])
+        self.status = self._after_epoch(excess, distance, self._validation_losses(at)[0]) or self.status
 
     def _is_high(self, loss: float, factor: float) -> bool:
         """Whether a loss, or its excess where losses have any sign, is so many times that of the start."""
@@ -273,11 +288,10 @@ class _Loop:
             if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step()
         with np.errstate(over="ignore", invalid="ignore"):
-            excess = self._excesses(seen)
-        n_tame = self._count_tame(excess) if self.automatic else n_epochs
+            by_target = self._excesses(seen)
+        excess, distance = by_target.sum(1), self._distances(seen, by_target)
+        n_tame = self._count_tame(excess, distance) if self.automatic else n_epochs
         validation = self._validation_losses(seen[:n_tame])
-        with np.errstate(over="ignore", invalid="ignore"):
-            distance = self.coordinates.distance(seen)
         for index in range(n_tame):
             self.result = _Result(seen[index], coefs[index])
             status = self._after_epoch(float(excess[index]), float(distance[index]), validation[index])
@@ -290,13 +304,27 @@ class _Loop:
 
     def _excess(self, parameters: np.ndarray) -> float:
         with np.errstate(over="ignore", invalid="ignore"):
-            return float(self._excesses(parameters[None])[0])
+            return float(self._excesses(parameters[None]).sum())
 
     def _excesses(self, history: np.ndarray) -> np.ndarray:
         if self.landscape is None:
-            return self.coordinates.excess(history, self.l2).sum(1)
+            return self.coordinates.excess(history, self.l2)
         allowed = self.coordinates.within(history, self.problem.penalty)
         return self.landscape.excess(*self.coordinates.change(allowed))
+
+    def _distances(self, history: np.ndarray, excess: np.ndarray) -> np.ndarray:
+        """From the nearest optimum, of models whose excess is known per target."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            distance = self.coordinates.distance(history)
+            if self.landscape is not None:
+                distance = self.landscape.nearest(distance, excess)
+        return np.asarray(distance.max(1))
+
+    def final_distance(self) -> float:
+        """That of the result."""
+        history = self.final_result.parameters[None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return float(self._distances(history, self._excesses(history))[0])
 
     def _set_rate(self, epoch: int) -> None:
         """With an automatic rate and no scheduler of the user's, the rate falls to 0 as a square."""
@@ -312,12 +340,15 @@ class _Loop:
         noise = 1.0 if self.neuron.searches_lines else self.passes.noise
         return rate / noise / 2**self.cuts
 
-    def _count_tame(self, excess: np.ndarray) -> int:
-        """How many epochs did not raise the excess much above that of the last ones, but for rounding."""
+    def _count_tame(self, excess: np.ndarray, distance: np.ndarray) -> int:
+        """How many epochs did not raise the excess much above that of the last ones, but for rounding.
+
+        Training may start at the optimum, and near it the excess is all rounding.
+        """
         at_start = self.first_loss - self.floor
-        for index, value in enumerate(excess.tolist()):
+        for index, (value, distant) in enumerate(zip(excess.tolist(), distance.tolist(), strict=True)):
             bound = LARGEST_RISE * min(max(self.recent), at_start) + ROUNDING * at_start
-            if not value <= bound:
+            if not (value <= bound or distant <= self.near_enough):
                 return index
             self.recent = [*self.recent[1 - RECENT :], value]
         return len(excess)
@@ -502,7 +533,7 @@ def _solution(loop: _Loop, status: Status) -> Solution:
     exact = coordinates.about.solution
     result = loop.final_result
     coef, intercept = result.model(coordinates)
-    distance = float(coordinates.distance(result.parameters))
+    distance = loop.final_distance()
     if status is Status.OPTIMAL and loop.training.early_stopping and distance > loop.near_enough:
         status = Status.EARLY_STOPPED  # the lowest validation loss was on the way
     if status is Status.OPTIMAL and loop.automatic:
@@ -601,7 +632,7 @@ def train_one_pass(
         put_state(neuron.optimizer, state["optimizer"]["state"])
     passes.run(neuron)
     parameters = neuron.parameters()
-    distance = None if geometry is None else float(coordinates.distance(parameters))
+    distance = None if geometry is None else float(coordinates.distance(parameters).max())
     after = {
         "name": name,
         "generator": generator.get_state(),

@@ -7,7 +7,7 @@ in floating point, so that an excess of 1e-20 has as many digits as one of 1.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ NEAR = 1e-8
 # Rows count with this share of the mean curvature at least: where a loss is flat at the optimum, it need not
 # be a few steps aside.
 FLATTEST = 1e-3
+# Losses are least in each row, to rounding, where their squared slopes are this share of those at a constant.
+LEAST_STEEPNESS = 1e-18
 EPS = 2.0**-52
 # Predictions of models are formed so many bytes at a time, which stay in the cache.
 CHUNK_BYTES = 2**18
@@ -85,14 +87,24 @@ class Landscape:
     geometry: Geometry
     kappa: np.ndarray  # mean curvature of the loss at the optimum; shape: (n_targets,)
     slope: np.ndarray  # gradient of the loss and the ridge by the coefficients there; (n_targets, n_features)
+    flat: np.ndarray  # whether each row's loss is least there, as at many models around; shape: (n_targets,)
+    miss: float  # how far beyond such a region the solver's optimum may be; standardised predictions
 
     @property
     def optimum(self) -> np.ndarray:
         """The coefficients of the optimum, shape (n_targets, n_features)."""
         return self.geometry.solution.coef.T
 
+    def nearest(self, distance: np.ndarray, excess: np.ndarray) -> np.ndarray:
+        """Distances from the nearest optimum, given those from the solver's; shape (n_models, n_targets).
+
+        Where the loss is flat, that is how far predictions are beyond it, standardised; a root mean square.
+        """
+        beyond = np.sqrt(2 * np.maximum(excess, 0.0) / self.kappa) / self.geometry.target_unit
+        return np.where(self.flat, np.minimum(distance, beyond), distance)
+
     def excess(self, change: np.ndarray, mean_error: np.ndarray | float) -> np.ndarray:
-        """The objective above the optimum of models that differ from it by that, shape (n_models,).
+        """The objective above the optimum of models that differ from it by that, (n_models, n_targets).
 
         `change` of the coefficients has shape (n_models, n_targets, n_features), `mean_error` of the
         predictions at the center (n_models, n_targets). One pass.
@@ -100,7 +112,7 @@ class Landscape:
         direct, parabola, size = self._divergences(change, np.broadcast_to(mean_error, change.shape[:2]))
         smooth = np.where(direct > NEAR * size, direct, parabola)
         smooth += (self.penalty.l2 / 2 * change**2).sum(-1)
-        return (smooth + self._rise_of_rest(change)).sum(1)
+        return smooth + self._rise_of_rest(change)
 
     def _divergences(
         self, change: np.ndarray, mean_error: np.ndarray
@@ -114,6 +126,7 @@ class Landscape:
         device = self.blocks.device
         weights = torch.from_numpy(np.ascontiguousarray(change.transpose(0, 2, 1))).to(device)
         constants = torch.from_numpy(mean_error.copy()).to(device)
+        curved = torch.from_numpy(1.0 - self.flat).to(device)
         rows_at_once = max(1, CHUNK_BYTES // (8 * n_targets))
 
         def of(block: Block) -> torch.Tensor:
@@ -122,7 +135,8 @@ class Landscape:
                 part = slice(first, first + rows_at_once)
                 y = block.y[part]
                 rows, at_optimum = self._rows_and_predictions(block, part)
-                value, slope = self.loss.value(at_optimum, y), self.loss.derivative(at_optimum, y)
+                # Where the loss is flat, its slope at the solver's optimum is rounding.
+                value, slope = self.loss.value(at_optimum, y), self.loss.derivative(at_optimum, y) * curved
                 weight = torch.ones_like(y[:, 0]) if block.weight is None else block.weight[part]
                 for sums_of_model, coef, constant in zip(sums, weights, constants, strict=True):
                     moved = torch.addmm(constant, rows, coef)
@@ -187,10 +201,11 @@ class Landscape:
         """The mean over targets of the loss's Hessians over `kappa`, by transformed features."""
         matrix = torch.from_numpy(transform).to(self.blocks.device)
         per_kappa = torch.from_numpy(1 / self.kappa / len(self.kappa)).to(self.blocks.device)
+        least = max(FLATTEST, float(self.flat.mean()))
 
         def of(block: Block) -> torch.Tensor:
             rows, prediction = self._rows_and_predictions(block, slice(None))
-            weight = self.loss.curvature(prediction, block.y) @ per_kappa + FLATTEST
+            weight = self.loss.curvature(prediction, block.y) @ per_kappa + least
             if block.weight is not None:
                 weight *= block.weight
             columns = rows @ matrix
@@ -222,16 +237,18 @@ def landscape_of(problem: Problem, tol: float) -> Landscape:
     plain = is_wide(problem) and not problem.penalty.is_ridge
     about = replace(problem, penalty=ridge(0.0, problem.blocks.n_features)) if plain else problem
     geometry = replace(geometry_of(about, tol=1e-6), solution=solution)
-    values, kappa, slope = _at_optimum(problem, loss, geometry)
+    at_optimum = _at_optimum(problem, loss, geometry)
     penalty = problem.penalty
     return Landscape(
         blocks=problem.blocks,
         fit_intercept=problem.fit_intercept,
         loss=loss,
         penalty=penalty,
-        geometry=replace(geometry, floor=float((values + penalty.value(solution.coef.T)).sum())),
-        kappa=kappa,
-        slope=slope + penalty.l2 * solution.coef.T,
+        geometry=replace(geometry, floor=float((at_optimum.value + penalty.value(solution.coef.T)).sum())),
+        kappa=at_optimum.kappa,
+        slope=at_optimum.slope + penalty.l2 * solution.coef.T,
+        flat=at_optimum.flat,
+        miss=float((at_optimum.miss / geometry.target_unit).max()),
     )
 
 
@@ -255,24 +272,37 @@ def _centred(geometry: Geometry, X: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return X - center, torch.from_numpy(coef).to(X.device), torch.from_numpy(mean_prediction).to(X.device)
 
 
-def _at_optimum(problem: Problem, loss: Loss, geometry: Geometry) -> tuple[Any, ...]:
-    """Per target: the mean loss, its mean curvature, and its gradient by the coefficients."""
+class _AtOptimum(NamedTuple):
+    """What a pass over the rows tells of the loss at the optimum, per target."""
 
+    value: np.ndarray  # mean loss
+    kappa: np.ndarray  # mean curvature; where it is flat, that of constant predictions
+    slope: np.ndarray  # gradient by the coefficients; shape: (n_targets, n_features)
+    flat: np.ndarray  # whether each row's loss is least, as at many models around
+    miss: np.ndarray  # root mean square of what predictions lack for that; else 0
+
+
+def _at_optimum(problem: Problem, loss: Loss, geometry: Geometry) -> _AtOptimum:
     def of(block: Block) -> torch.Tensor:
         assert block.X is not None
         rows, coef, mean_prediction = _centred(geometry, block.X)
         prediction = torch.addmm(mean_prediction, rows, coef)
         weight = torch.ones_like(block.y[:, :1]) if block.weight is None else block.weight[:, None]
         constant = mean_prediction.expand_as(block.y)
+        slope = loss.derivative(prediction, block.y)
         parts = [
             loss.value(prediction, block.y),
             loss.curvature(prediction, block.y),
             loss.curvature(constant, block.y),
+            slope.square(),
+            loss.derivative(constant, block.y).square(),
         ]
         sums = torch.stack([(part * weight).sum(0) for part in parts], dim=1)
-        return torch.cat([sums, (loss.derivative(prediction, block.y) * weight).T @ rows], dim=1)
+        return torch.cat([sums, (slope * weight).T @ rows], dim=1)
 
     total = problem.blocks.map_reduce(of, torch.add, dense=True).cpu().numpy() / geometry.weight_sum
-    value, kappa, of_constant, slope = total[:, 0], total[:, 1], total[:, 2], total[:, 3:]
-    kappa = np.where(kappa > FLATTEST * of_constant, kappa, FLATTEST * of_constant)
-    return value, np.where(kappa > 0, kappa, 1.0), slope
+    value, kappa, of_constant, steepness, steepness_of_constant = total[:, :5].T
+    flat = (kappa <= of_constant / 2) & (steepness <= LEAST_STEEPNESS * steepness_of_constant)
+    kappa = np.where(flat, of_constant, np.maximum(kappa, FLATTEST * of_constant))
+    kappa = np.where(kappa > 0, kappa, 1.0)
+    return _AtOptimum(value, kappa, total[:, 5:], flat, np.where(flat, np.sqrt(steepness), 0.0) / kappa)

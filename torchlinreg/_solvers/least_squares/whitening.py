@@ -69,11 +69,14 @@ class Geometry:
         return float(standardised.max(initial=0.0))
 
     def standardised(self, change: np.ndarray, mean_error: np.ndarray | float) -> np.ndarray:
-        """The largest change of coefficients, shape (..., n_targets, n_features), and mean predictions."""
+        """The largest change of coefficients, shape (..., n_targets, n_features), and mean predictions.
+
+        One number for each target.
+        """
         if len(self.inverse) < len(self.center):  # of many optima, the nearest one
             change = (change @ self.inverse.T) @ self.transform.T
         in_spreads = np.abs(change * self.spread).max(-1, initial=0.0)
-        return (np.maximum(in_spreads, np.abs(mean_error)) / self.target_unit).max(-1)
+        return np.maximum(in_spreads, np.abs(mean_error)) / self.target_unit
 
     def curvature(self, coef: np.ndarray) -> np.ndarray:
         """The centred rows' second moments times coefficients, shape (..., n_features)."""
