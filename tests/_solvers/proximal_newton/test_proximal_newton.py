@@ -124,7 +124,6 @@ def violation(reg, X, y, weight, kinks, slope):
 
 
 @pytest.mark.every(7)
-@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
 @pytest.mark.parametrize("name", LOSSES)
@@ -253,7 +252,6 @@ class Parts:
         )
 
 
-@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("name", "penalty", "kind"),
     [
@@ -269,7 +267,6 @@ def test_optimality_at_bounds_and_where_targets_are_0(name, penalty, kind):
     check_conditions(name, penalty, kind)
 
 
-@pytest.mark.filterwarnings("error::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize(
     ("name", "penalty", "kind", "seed"),
     [

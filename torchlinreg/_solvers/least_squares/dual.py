@@ -6,7 +6,8 @@ The coefficients of least norm are ``coef = X.T a``, where ``a`` sums to 0 (with
 
 Refinement has residuals to about 100 bits. Where that matrix is too ill-conditioned for a float64 factor, as
 with rows that depend on each other or columns of very different units, independent columns are fitted
-instead, and the least norm follows from how they explain the others; a ridge then takes the p x p route.
+instead, and the least norm follows from how they explain the others; a ridge then takes the p x p route. So
+do ridges with weights so far apart that `a` does not hold what light rows add.
 """
 
 from __future__ import annotations

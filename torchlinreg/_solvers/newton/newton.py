@@ -180,9 +180,7 @@ def solve_newton(problem: Problem, tol: float, max_iter: int | None) -> Solution
 
 def _without_scale(problem: Problem, tol: float, max_iter: int | None) -> Solution:
     """The limit of an estimated scale of 0, where so many rows are fitted exactly: the absolute error."""
-    epsilon = problem.loss.derivative(torch.tensor([np.inf], device="cpu"), torch.zeros(1, device="cpu"))
-    weight = float(epsilon)
-    penalty = problem.penalty
+    weight, penalty = steepest(problem.loss), problem.penalty
     lighter = replace(penalty, l1=penalty.l1 / weight, l2=penalty.l2 / weight)
     return solve_interior_point(replace(problem, loss=AbsoluteError(), penalty=lighter), tol, max_iter)
 

@@ -108,7 +108,10 @@ class ShortestOptimum:
     @property
     def _width(self) -> float:
         loss = self.problem.loss
-        return loss.threshold if isinstance(loss, Huber) else float(loss.epsilon)  # type: ignore[attr-defined]
+        if isinstance(loss, Huber):
+            return loss.threshold
+        assert isinstance(loss, SquaredEpsilonInsensitive)
+        return float(loss.epsilon)
 
     @cached_property
     def _unmixed(self) -> Design:
