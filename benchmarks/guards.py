@@ -416,7 +416,8 @@ def judge_laws(trial: Trial) -> Verdict:
         unique = all(reg.status_.kind is Status.OPTIMAL for reg in fits)
         if name == "units" and not unique:
             continue
-        units = PREDICT if unique else DEPENDENT
+        decided_by_rounding = any(reg.status_.kind is Status.NEARLY_DEPENDENT for reg in fits)
+        units = DEPENDENT if decided_by_rounding else PREDICT
         same = not (name == "units" and trial.loss in FLAT_OR_STRAIGHT)
         difference = _difference(one, [reg.solution for reg in fits], unit, units, predictions=same)
         if difference:
