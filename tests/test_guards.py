@@ -40,6 +40,13 @@ def test_claims_hold_for_each_target(seed):
     assert judge(trial).outcome == "kept"
 
 
+def test_claims_count_how_far_optima_of_nearly_dependent_columns_may_be():
+    """Two orders of 6 rows of 9 powers: 4e-7 apart where 4e-10 was claimed, as if within the spread of y."""
+    trial = make_trial(279)
+    for verdict in (judge(trial), judge_laws(trial)):
+        assert not verdict.is_broken, f"{trial}: {verdict}"
+
+
 OF_SEVERAL_OPTIMA = [505, 700081, 700276, 800259, 910308, 910311, 920170, 3000013, 3000110, 3003871]
 
 

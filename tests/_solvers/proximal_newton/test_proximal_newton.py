@@ -249,6 +249,7 @@ class Parts:
             wide,
             np.zeros((k, k)),
             np.ones(k, dtype=bool),
+            self.X.T @ self.X / len(y),
         )
 
 

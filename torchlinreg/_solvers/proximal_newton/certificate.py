@@ -66,8 +66,8 @@ def certify(problem: Convex, guess: Guess) -> Certified:
     width = torch.where(held, 2 * (prediction - guess.prediction).abs(), width)
     width += AT_KINK * ULP * losses.sizes(prediction)
     above, missed = _above_tangents(losses, prediction, value, slope, width)
-    left = float(share @ missed) + missing
-    gap = float(share @ above.abs()) + left * losses.spread
+    left = float(share @ missed) * losses.spread + missing * problem.reach
+    gap = float(share @ above.abs()) + left
     return Certified(theta, problem.objective(theta, value), gap if np.isfinite(gap) else np.inf)
 
 
@@ -75,7 +75,7 @@ def certify_smooth(problem: Convex, theta: np.ndarray, lines: Points, enough: fl
     """How far a point may be off, from its tangents; if that is more than enough, from those of a step."""
     losses, share = problem.losses, problem.share
     gradient = problem.gradient(theta, lines.first)
-    gap = _missing(problem, theta, gradient) * losses.spread
+    gap = _missing(problem, theta, gradient) * problem.reach
     if gap <= enough:
         return gap
     points = losses.at(lines.prediction)
@@ -91,8 +91,9 @@ def certify_smooth(problem: Convex, theta: np.ndarray, lines: Points, enough: fl
     width += BEYOND * change.abs() / points.second.clamp(min=LEAST_BEND * losses.bend)
     above, missed = _above_tangents(losses, points.prediction, points.value, slope, width)
     bend = float(step @ problem.ridge @ step) / 2  # what the ridge is above its tangent after the step
-    left = float(share @ missed) + _missing(problem, theta, problem.gradient(theta + step, slope))
-    after = float(share @ above.abs()) + left * losses.spread + bend
+    missing = _missing(problem, theta, problem.gradient(theta + step, slope))
+    left = float(share @ missed) * losses.spread + missing * problem.reach
+    after = float(share @ above.abs()) + left + bend
     return float(np.fmin(gap, after)) if np.isfinite([gap, after]).any() else np.inf
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from torchlinreg._solvers.coordinates import Design
 from torchlinreg._solvers.interior_point.program import Rows
 from torchlinreg._solvers.proximal_newton.points import Points, RowLosses
+
+# Eigenvalues of columns of mean square 1 below this are those of columns that depend on each other.
+RESOLVED = 1e-15
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Convex:
     upper: np.ndarray  # shape: (n_columns,)
     ridge: np.ndarray  # shape: (n_columns, n_columns)
     free: np.ndarray  # columns that may move; shape: (n_columns,)
+    gram: np.ndarray | None  # mean products of the columns; None where these are orthonormal
 
     @staticmethod
     def of(design: Design, rows: Rows, losses: RowLosses) -> Convex:
@@ -39,7 +44,17 @@ class Convex:
             assert design.gram is not None
             free = (design.gram.diagonal() >= 0.5) & (lower < upper) & np.isfinite(design.ridge)
             ridge = np.diag(np.where(free, design.ridge, 0.0))
-        return Convex(rows, design.share, losses, np.where(free, l1, 0.0), lower, upper, ridge, free)
+        l1[~free] = 0.0
+        return Convex(rows, design.share, losses, l1, lower, upper, ridge, free, design.gram)
+
+    @cached_property
+    def reach(self) -> float:
+        """How far away an optimum may be: a typical residual, as far as columns can make one of it."""
+        if self.gram is None:
+            return self.losses.spread
+        values = np.linalg.eigvalsh(self.gram[np.ix_(self.free, self.free)])
+        values = values[values > RESOLVED * len(values) * values.max(initial=1.0)]
+        return self.losses.spread / float(np.sqrt(values.min(initial=1.0)))
 
     @property
     def mixes(self) -> bool:
