@@ -4,11 +4,11 @@ The truth is a quadratic program of SciPy's SLSQP among the optima that HiGHS fi
 """
 
 from fractions import Fraction
-from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 import pytest
+from reference.tied_rows import TiedRows
 from scipy.optimize import linprog, minimize
 
 from torchlinreg import Status, TorchLinearRegressor
@@ -17,33 +17,12 @@ from torchlinreg.losses import AbsoluteError, EpsilonInsensitive, Quantile
 LOSSES = [EpsilonInsensitive(0.1), EpsilonInsensitive(1.0), AbsoluteError(), Quantile(0.25)]
 
 
-class Optima:
+class Optima(TiedRows):
     """All optima of a small problem of integers, wide or tall, in which many tie."""
 
     def __init__(self, seed, loss, *, positive=False, fit_intercept=True):
-        rng = np.random.default_rng(seed)
-        self.n = n = int(rng.integers(4, 12))
-        self.p = p = int(rng.integers(n, 2 * n) if seed % 2 else rng.integers(1, 4))
-        self.X = np.rint(2 * rng.standard_normal((n, p)))
-        if p > 1 and seed % 3 == 0:
-            self.X[:, -1] = 2 * self.X[:, 0]
-        self.y = np.rint(2 * rng.standard_normal(n))
-        self.weight = rng.integers(1, 4, n)
-        self.order = rng.permutation(n)
+        super().__init__(seed, {"loss": loss, "positive": positive, "fit_intercept": fit_intercept})
         self.loss, self.positive, self.fit_intercept = loss, positive, fit_intercept
-
-    def fit(self, X, y, weight=None):
-        reg = TorchLinearRegressor(loss=self.loss, positive=self.positive, fit_intercept=self.fit_intercept)
-        return reg.fit(X, y, sample_weight=weight)
-
-    @cached_property
-    def fitted(self):
-        return self.fit(self.X, self.y, self.weight)
-
-    def others(self):
-        """Fits of rows in another order and of rows that are repeated."""
-        yield self.fit(self.X[self.order], self.y[self.order], self.weight[self.order])
-        yield self.fit(np.repeat(self.X, self.weight, 0), np.repeat(self.y, self.weight))
 
     def assert_shortest(self):
         """The fitted model is optimal, and no shorter one is found by SLSQP among the optima."""
@@ -133,10 +112,8 @@ def test_tubes_around_few_rows_leave_one_shortest_vector(n_features):
 
 @pytest.mark.parametrize("scale", [1e-100, 1e-6, 1.0, 1e9])
 def test_units_of_y_do_not_matter(scale):
-    optima = Optima(1, EpsilonInsensitive(0.1))
-    optima.loss = EpsilonInsensitive(0.1 * scale)
-    scaled = optima.fit(optima.X, optima.y * scale, optima.weight)
-    optima.loss = EpsilonInsensitive(0.1)
+    optima, other = Optima(1, EpsilonInsensitive(0.1)), Optima(1, EpsilonInsensitive(0.1 * scale))
+    scaled = other.fit(optima.X, optima.y * scale, optima.weight)
     np.testing.assert_allclose(scaled.coef_ / scale, optima.fitted.coef_, atol=1e-11)
 
 

@@ -4,10 +4,9 @@ All optima share the slope of each row's loss. The truth is the shortest vector 
 by SciPy's SLSQP, for an optimum whose gradients are 0.
 """
 
-from functools import cached_property
-
 import numpy as np
 import pytest
+from reference.tied_rows import TiedRows
 from scipy.linalg import null_space
 from scipy.optimize import minimize
 
@@ -21,34 +20,15 @@ PENALTIES = [{"alpha": 0.05, "l1_ratio": 1.0}, {"alpha": 0.05, "penalty_factor":
 SEEDS = range(16)
 
 
-class Optima:
+class Optima(TiedRows):
     """All optima of a small problem, wide or tall, in which many tie."""
 
     def __init__(self, seed, loss, parameters, *, dependent=True):
-        rng = np.random.default_rng(seed)
-        self.n = n = int(rng.integers(4, 12))
-        self.p = p = int(rng.integers(n, 2 * n) if seed % 2 else rng.integers(1, 4))
-        self.X = np.rint(2 * rng.standard_normal((n, p)))
-        if dependent and p > 1 and seed % 3 == 0:
-            self.X[:, -1] = 2 * self.X[:, 0]
-        self.y = np.rint(2 * rng.standard_normal(n))
-        self.weight = rng.integers(1, 4, n)
-        self.order = rng.permutation(n)
-        self.loss, self.parameters = loss, dict(parameters, fit_intercept=seed % 5 > 0)
+        parameters = dict(parameters, loss=loss, fit_intercept=seed % 5 > 0)
+        super().__init__(seed, parameters, dependent=dependent)
+        self.loss = loss
         if "penalty_factor" in parameters:
-            self.parameters["penalty_factor"] = rng.integers(0, 2, p).astype(float)
-
-    def fit(self, X, y, weight=None):
-        return TorchLinearRegressor(loss=self.loss, **self.parameters).fit(X, y, sample_weight=weight)
-
-    @cached_property
-    def fitted(self):
-        return self.fit(self.X, self.y, self.weight)
-
-    def others(self):
-        """Fits of rows in another order and of rows that are repeated."""
-        yield self.fit(self.X[self.order], self.y[self.order], self.weight[self.order])
-        yield self.fit(np.repeat(self.X, self.weight, 0), np.repeat(self.y, self.weight))
+            parameters["penalty_factor"] = self.rng.integers(0, 2, self.p).astype(float)
 
     @property
     def bounds(self):
@@ -173,3 +153,71 @@ def test_a_group_in_its_tubes_among_many_rows(n_copies):
     assert abs(found.coef_[1]) < 1e-12
     alone = TorchLinearRegressor(loss=SquaredEpsilonInsensitive(0.5), fit_intercept=False).fit(X[:, :1], y)
     np.testing.assert_allclose(found.coef_[0], alone.coef_[0], rtol=1e-9)
+
+
+def ratings(seed):
+    """Rows as scikit-learn's check of weights has them."""
+    rng = np.random.RandomState(seed)
+    return (
+        rng.rand(15, 30),
+        rng.randint(0, 3, size=15).astype(float),
+        rng.randint(0, 5, size=15).astype(float),
+    )
+
+
+def shortest_in_tubes(X, y, start, lower, upper):
+    """The norm of the shortest coefficients that predict all within their tubes."""
+
+    def above(z):
+        return X @ z[:-1] + z[-1] - y + 0.1
+
+    sides = [{"type": "ineq", "fun": above}, {"type": "ineq", "fun": lambda z: 2 * 0.1 - above(z)}]
+    bounds = [(lower, upper)] * X.shape[1] + [(None, None)]
+    found = minimize(
+        lambda z: z[:-1] @ z[:-1] / 2,
+        start,
+        jac=lambda z: np.append(z[:-1], 0.0),
+        bounds=bounds,
+        constraints=sides,
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-14},
+    )
+    return np.linalg.norm(found.x[:-1])
+
+
+@pytest.mark.parametrize("parameters", [{"positive": True}, {"bounds": (-1, 2)}])
+@pytest.mark.parametrize("seed", range(42, 48))
+def test_few_rows_within_bounds_whatever_the_order_or_repetition(seed, parameters):
+    X, y, weight = ratings(seed)
+    reg = TorchLinearRegressor(loss="squared_epsilon_insensitive", **parameters).fit(X, y, weight)
+    coef, intercept = reg.coef_, reg.intercept_
+    assert reg.status_.kind is Status.MINIMUM_NORM
+    seen = weight > 0
+    assert np.abs(X @ coef + intercept - y)[seen].max() < 0.1 + 1e-12
+    lower, upper = (0, None) if "positive" in parameters else (-1, 2)
+    least = shortest_in_tubes(X[seen], y[seen], np.append(coef, intercept), lower, upper)
+    assert np.linalg.norm(coef) <= least * (1 + 1e-8)
+    order = np.random.default_rng(0).permutation(int(weight.sum()))
+    repeated = [np.repeat(part, weight.astype(int), axis=0)[order] for part in (X, y)]
+    np.testing.assert_allclose(reg.fit(*repeated).coef_, coef, rtol=1e-9, atol=1e-11)
+
+
+def test_rows_outside_keep_their_predictions():
+    """A row of positive features cannot come down to its negative target; the others leave a choice."""
+    X, y, _ = ratings(0)
+    X[0] = np.r_[1.0, np.zeros(29)]
+    y[0] = -4.0
+    reg = TorchLinearRegressor(loss=TUBES[0], positive=True, fit_intercept=False).fit(X, y)
+    free = TorchLinearRegressor(loss=TUBES[0], positive=True, fit_intercept=False).fit(X[1:, 1:], y[1:])
+    assert reg.coef_[0] == 0.0
+    np.testing.assert_allclose(reg.coef_[1:], free.coef_, rtol=1e-9, atol=1e-11)
+
+
+def test_unpenalised_features_are_shortest_beside_a_ridge():
+    """Two copies of what one feature explains share its coefficient."""
+    rng = np.random.default_rng(0)
+    x, other = rng.standard_normal((2, 20))
+    y = x + other
+    reg = TorchLinearRegressor(loss=TUBES[0], alpha=0.1, penalty_factor=[0, 0, 1], bounds=(-5, 5))
+    coef = reg.fit(np.column_stack([x, x, other]), y).coef_
+    assert coef[0] == pytest.approx(coef[1], rel=1e-9)
